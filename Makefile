@@ -1,0 +1,37 @@
+# `make demo` and `make test` set themselves up: a virtual environment in .venv, made once.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO := activations/demo
+
+.PHONY: help setup demo test lint clean
+
+help:
+	@echo "make demo   set up, then run extract and diff on the embedded default pair"
+	@echo "make test   set up, then run the gates and the tests"
+	@echo "make clean  remove the virtual environment and build leftovers (captures stay)"
+
+setup: $(VENV)/.installed
+
+# Installed again only when the dependencies change.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+	@touch $@
+
+demo: setup
+	$(BIN)/refusaldir extract smollm2-135m+aligned --out $(DEMO)/base.h5 --resume
+	$(BIN)/refusaldir extract smollm2-135m+aligned+tuned --out $(DEMO)/tuned.h5 --resume
+	$(BIN)/refusaldir diff $(DEMO)/base.h5 $(DEMO)/tuned.h5 --behaviour on --out $(DEMO)/diff --force
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: lint
+	$(BIN)/python -m pytest
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache

@@ -1,0 +1,1 @@
+"""The command line: one module per command, wired in `main`; the only place that prints."""

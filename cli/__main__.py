@@ -1,0 +1,5 @@
+"""`python -m refusaldir.cli`."""
+
+from .main import main
+
+main()

@@ -1,0 +1,137 @@
+"""`refusaldir diff`: compare two models, or two captures."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+EXAMPLES = """[bold]Examples[/bold]
+
+refusaldir diff smollm2-135m+aligned smollm2-135m+aligned+tuned
+
+refusaldir diff base.h5 tuned.h5 --json
+
+refusaldir diff ./base ./base+./my-lora --harmful bad.txt --harmless good.txt
+"""
+
+_BEHAVIOUR = "Behaviour"
+
+
+def diff(
+    base: Annotated[
+        str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)
+    ],
+    tuned: Annotated[
+        str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)
+    ],
+    prompts: options.Prompts = "contrast",
+    harmful: options.Harmful = None,
+    harmless: options.Harmless = None,
+    column_map: options.ColumnMap = None,
+    limit: options.Limit = None,
+    system: options.System = "default",
+    thinking: options.Thinking = None,
+    template: options.Template = None,
+    hook: Annotated[
+        str, typer.Option(help="Hook point to compare.", rich_help_panel="Capture")
+    ] = "resid_pre",
+    positions: options.PositionsChoice = "post",
+    position: Annotated[
+        int | None,
+        typer.Option(
+            help="Token offset to compare at, e.g. -1; the base's best otherwise.",
+            rich_help_panel="Capture",
+        ),
+    ] = None,
+    batch_size: options.BatchSize = None,
+    dtype: options.Dtype = "auto",
+    device: options.Device = "auto",
+    device_map: options.DeviceMap = None,
+    quantize: options.Quantize = None,
+    trust_remote_code: options.TrustRemoteCode = False,
+    backend: options.Backend = "auto",
+    allow_dtype_mismatch: Annotated[
+        bool, typer.Option("--allow-dtype-mismatch", help="Compare captures of unlike precision.")
+    ] = False,
+    behaviour: Annotated[
+        str,
+        typer.Option(
+            help="on, off, or auto: on for model specs, off for captures.",
+            rich_help_panel=_BEHAVIOUR,
+        ),
+    ] = "auto",
+    max_new_tokens: Annotated[
+        int, typer.Option(min=1, help="Length of the generations.", rich_help_panel=_BEHAVIOUR)
+    ] = 64,
+    refusal_token: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="First token of a refusal; found from the base's own refusals otherwise. "
+            "Repeat for more.",
+            rich_help_panel=_BEHAVIOUR,
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    out: Annotated[Path | None, typer.Option(help="Folder for diff.json and the figures.")] = None,
+    store: options.Store = None,
+    force: options.Force = False,
+    json: options.Json = False,
+) -> None:
+    """Compare two models: drift of the refusal direction, and behaviour.
+
+    Writes diff.json, the figures (PNG and SVG) and the responses, which stay
+    on this machine. What was cut off earlier is continued.
+    """
+    from refusaldir import pipeline
+    from refusaldir.models.options import LoadOptions
+    from refusaldir.report.document import to_json
+    from refusaldir.report.tables import diff_report
+
+    from .console import progress, stderr, stdout
+
+    with progress(quiet=json) as report:
+        result = pipeline.diff(
+            base,
+            tuned,
+            prompts=prompts,
+            harmful=harmful,
+            harmless=harmless,
+            column_map=options.parse_column_map(column_map),
+            limit=limit,
+            system=system,
+            thinking=thinking,
+            template=options.read_template(template),
+            hook=hook,
+            positions=positions,
+            position=position,
+            batch_size=batch_size,
+            options=LoadOptions(
+                dtype=dtype,
+                device=device,
+                device_map=device_map,
+                quantize=quantize,
+                trust_remote_code=trust_remote_code,
+            ),
+            backend=backend,
+            allow_dtype_mismatch=allow_dtype_mismatch,
+            behaviour=behaviour,
+            max_new_tokens=max_new_tokens,
+            refusal_tokens=refusal_token,
+            seed=seed,
+            out=out,
+            store=store,
+            force=force,
+            progress=report,
+        )
+    if json:
+        typer.echo(to_json(result.document))
+        return
+    stdout().print(diff_report(result.document))
+    note = stderr()
+    if result.behaviour is None and behaviour == "auto":
+        note.print("Behaviour was not measured: captures hold no model. Add --behaviour on.")
+    for name, path in result.files.items():
+        note.print(f"{name}: {path}", soft_wrap=True)
+    note.print(f"Next: refusaldir show {result.folder / 'diff.json'}", soft_wrap=True)

@@ -1,0 +1,191 @@
+"""Options that several commands share, and how their texts become values."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from refusaldir.errors import RefusaldirError
+
+_MODEL, _PROMPTS, _CAPTURE = "Model", "Prompts", "Capture"
+
+Dtype = Annotated[
+    str,
+    typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=_MODEL, metavar="DTYPE"),
+]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel=_MODEL, metavar="DEVICE"),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(
+        help="Spread the blocks over devices: auto, balanced, …",
+        rich_help_panel=_MODEL,
+        metavar="MAP",
+    ),
+]
+Quantize = Annotated[
+    str | None,
+    typer.Option(
+        help="4bit or 8bit (extra: quantize).", rich_help_panel=_MODEL, metavar="4bit|8bit"
+    ),
+]
+TrustRemoteCode = Annotated[
+    bool,
+    typer.Option(
+        "--trust-remote-code",
+        help="Let the model's repository run its own Python code. Off by default.",
+        rich_help_panel=_MODEL,
+    ),
+]
+Backend = Annotated[
+    str,
+    typer.Option(
+        help="auto, transformer_lens or torch_hooks.", rich_help_panel=_MODEL, metavar="BACKEND"
+    ),
+]
+Prompts = Annotated[
+    str,
+    typer.Option(
+        "--prompts",
+        "-p",
+        help="A built-in set, a file with labels, a preset or a Hugging Face data set.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+Harmful = Annotated[
+    Path | None,
+    typer.Option(help="A file of harmful prompts (with --harmless).", rich_help_panel=_PROMPTS),
+]
+Harmless = Annotated[
+    Path | None,
+    typer.Option(help="A file of harmless prompts (with --harmful).", rich_help_panel=_PROMPTS),
+]
+ColumnMap = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="FIELD=COLUMN, e.g. prompt=question; repeat for more.", rich_help_panel=_PROMPTS
+    ),
+]
+Limit = Annotated[
+    int | None,
+    typer.Option(min=1, help="Use the first N prompts of each class.", rich_help_panel=_PROMPTS),
+]
+System = Annotated[
+    str,
+    typer.Option(
+        help="System prompt: default (the template's own), none, or the text.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+Thinking = Annotated[
+    bool | None,
+    typer.Option(
+        "--thinking/--no-thinking",
+        help="For templates with such a switch.",
+        rich_help_panel=_PROMPTS,
+    ),
+]
+Template = Annotated[
+    str | None,
+    typer.Option(
+        help="A Jinja file instead of the tokenizer's chat template, or: plain.",
+        rich_help_panel=_PROMPTS,
+        metavar="FILE|plain",
+    ),
+]
+Hook = Annotated[
+    list[str],
+    typer.Option(
+        help="resid_pre, attn_out, resid_mid, mlp_out or resid_post; repeat for more.",
+        rich_help_panel=_CAPTURE,
+    ),
+]
+Layers = Annotated[
+    str | None,
+    typer.Option(help="E.g. 0-9,12; all by default.", rich_help_panel=_CAPTURE),
+]
+PositionsChoice = Annotated[
+    str,
+    typer.Option(
+        help="post (template tokens after the instruction), inst (its last token), "
+        "offsets such as -1,-2, or several joined by commas.",
+        rich_help_panel=_CAPTURE,
+    ),
+]
+BatchSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Prompts a batch; found by itself.", rich_help_panel=_CAPTURE),
+]
+Store = Annotated[
+    Path | None,
+    typer.Option(
+        help="Folder for captures: by default $REFUSALDIR_STORE, else ./activations.",
+        rich_help_panel=_CAPTURE,
+    ),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
+Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def parse_layers(text: str | None) -> tuple[int, ...] | None:
+    """Turn ``"0-3,7"`` into (0, 1, 2, 3, 7); None stays None.
+
+    Raises:
+        RefusaldirError: The text is not a list of layers.
+    """
+    if text is None:
+        return None
+    layers: set[int] = set()
+    try:
+        for part in text.split(","):
+            first, _, last = part.strip().partition("-")
+            layers.update(range(int(first), int(last or first) + 1))
+    except ValueError:
+        layers.clear()
+    if not layers:
+        raise RefusaldirError(
+            "The layers cannot be read", expected="e.g. 0-9,12", got=repr(text), where="--layers"
+        )
+    return tuple(sorted(layers))
+
+
+def parse_column_map(pairs: Sequence[str] | None) -> dict[str, str] | None:
+    """Turn ``["prompt=question"]`` into a dictionary.
+
+    Raises:
+        RefusaldirError: A pair has no equals sign.
+    """
+    if not pairs:
+        return None
+    wrong = [pair for pair in pairs if "=" not in pair]
+    if wrong:
+        raise RefusaldirError(
+            "The column map cannot be read",
+            expected="FIELD=COLUMN",
+            got=repr(wrong[0]),
+            where="--column-map",
+        )
+    return dict(pair.split("=", 1) for pair in pairs)
+
+
+def read_template(choice: str | None) -> str | None:
+    """Return ``"plain"`` as it is, else the text of the file named.
+
+    Raises:
+        RefusaldirError: The file cannot be read.
+    """
+    if choice in (None, "plain"):
+        return choice
+    try:
+        return Path(choice).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise RefusaldirError(
+            "The template cannot be read",
+            expected="a file with a Jinja chat template, or: plain",
+            got=getattr(error, "strerror", None) or "not UTF-8 text",
+            where=choice,
+        ) from error

@@ -1,0 +1,48 @@
+"""`refusaldir show`: say what is in a file that refusaldir wrote."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from . import options
+
+EXAMPLES = """[bold]Examples[/bold]
+
+refusaldir show activations/base.h5
+
+refusaldir show activations/demo/diff/diff.json --csv
+"""
+
+
+def show(
+    file: Annotated[
+        Path,
+        typer.Argument(help="A capture (.h5), a diff.json or its folder.", show_default=False),
+    ],
+    json: options.Json = False,
+    csv: Annotated[bool, typer.Option("--csv", help="Print a diff's tables as CSV.")] = False,
+) -> None:
+    """Print what is in a capture or a diff; loads neither torch nor a model."""
+    from refusaldir.report.document import load_document, tables_csv, to_json
+    from refusaldir.report.tables import capture_table, diff_report
+
+    from .console import stdout
+
+    path = file / "diff.json" if file.is_dir() else file
+    if path.suffix == ".json":
+        document = load_document(path)
+        if csv:
+            typer.echo(tables_csv(document), nl=False)
+        elif json:
+            typer.echo(to_json(document))
+        else:
+            stdout().print(diff_report(document))
+        return
+    from refusaldir.store import summary
+
+    content = summary(path)
+    if json:
+        typer.echo(to_json(content))
+    else:
+        stdout().print(capture_table(content))

@@ -1,0 +1,61 @@
+"""refusaldir: measure what a fine-tune did to a chat model's refusal direction.
+
+The commands' functions are here, loaded when first used:
+
+    import refusaldir as rd
+
+    base = rd.extract("smollm2-135m+aligned")
+    result = rd.diff(base.path, "smollm2-135m+aligned+tuned")
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from refusaldir.errors import RefusaldirError as RefusaldirError
+    from refusaldir.models.options import LoadOptions as LoadOptions
+    from refusaldir.pipeline import Diff as Diff
+    from refusaldir.pipeline import Extracted as Extracted
+    from refusaldir.pipeline import diff as diff
+    from refusaldir.pipeline import extract as extract
+    from refusaldir.prompts.load import load_prompts as load_prompts
+    from refusaldir.store import Capture as Capture
+
+# Importing torch takes seconds; help and reports do without it.
+_HOMES = {
+    "Capture": "refusaldir.store",
+    "Diff": "refusaldir.pipeline",
+    "Extracted": "refusaldir.pipeline",
+    "LoadOptions": "refusaldir.models.options",
+    "RefusaldirError": "refusaldir.errors",
+    "diff": "refusaldir.pipeline",
+    "extract": "refusaldir.pipeline",
+    "load_prompts": "refusaldir.prompts.load",
+}
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Capture",
+    "Diff",
+    "Extracted",
+    "LoadOptions",
+    "RefusaldirError",
+    "diff",
+    "extract",
+    "load_prompts",
+]
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first asked for (PEP 562)."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'refusaldir' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """Names shown by ``dir(refusaldir)``."""
+    return __all__

@@ -1,0 +1,217 @@
+"""Drift figures at one site, from the activations of both models on the same prompts."""
+
+import math
+
+import numpy as np
+from jaxtyping import Float
+from numpy.typing import NDArray
+
+from refusaldir.directions.separability import (
+    Auroc,
+    auroc,
+    auroc_change,
+    d_prime_left,
+    fold_means,
+    held_out_scores,
+)
+from refusaldir.drift.contrasts import (
+    R_BASE,
+    R_TUNED,
+    SHIFT,
+    Contrasts,
+    Design,
+    angle,
+    direction_norm,
+    missing,
+    raw_rotation,
+    root,
+    rotation,
+    shrinkage,
+)
+from refusaldir.drift.disturbance import linear_cka, relative_change
+from refusaldir.drift.result import ByClass, Change, Crossed, LayerDrift, TopDimension
+from refusaldir.geometry import mean_products
+from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
+from refusaldir.statistics import jackknife
+
+FloatArray = NDArray[np.float64]
+
+_CROSSED = (
+    "base_direction_on_base",
+    "base_direction_on_tuned",
+    "tuned_direction_on_base",
+    "tuned_direction_on_tuned",
+)
+
+
+def _within_sd(design: Design, contrasts: Contrasts, base: FloatArray) -> tuple[float, FloatArray]:
+    """Pooled within-class SD of base along its direction, each intent projected on others' r̂.
+
+    Returns the SD and its leave-one-intent-out values (the projections held fixed).
+    """
+    clusters, labels = design.clusters, design.labels
+    sums, counts = contrasts.sums[:2], design.counts[:2]
+    left = (sums.sum(axis=1, keepdims=True) - sums) / (counts.sum(axis=1)[:, None] - counts)[
+        ..., None
+    ]
+    r = left[HARMFUL] - left[HARMLESS]
+    r /= np.linalg.norm(r, axis=1, keepdims=True)
+    middle = (left[HARMFUL] + left[HARMLESS]) / 2
+    held_out = base - contrasts.origin - middle[clusters.codes]
+    scores = np.einsum("pd,pd->p", held_out, r[clusters.codes])
+    squares, freedom = np.zeros(clusters.n + 1), np.zeros(clusters.n + 1)
+    for label in (HARMLESS, HARMFUL):
+        here = (labels == label).astype(np.float64)
+        parts = clusters.sums(np.stack([here, here * scores, here * scores**2], axis=1))
+        whole = parts.sum(axis=0)
+        n, s, q = np.concatenate([whole[None], whole - parts]).T
+        squares += np.maximum(q - s * s / n, 0.0)
+        freedom += n - 1
+    sd = np.sqrt(squares / freedom)
+    return float(sd[0]), sd[1:]
+
+
+def translation(
+    design: Design, contrasts: Contrasts, base: FloatArray, *, level: float = 0.95
+) -> ByClass:
+    """``⟨r̂ᵇ, μᵗ_y − μᵇ_y⟩*/σᵇ`` per class; no intent meets itself in the product."""
+    clusters = design.clusters
+    reason = contrasts.reason
+    if not reason and contrasts.base.corrected <= 0:
+        reason = "not estimable: the base direction is within its noise"
+    if reason:
+        absent = missing(clusters, level, reason)
+        return ByClass(harmful=absent, harmless=absent)
+    sd, sd_left = _within_sd(design, contrasts, base)
+    if sd == 0:
+        absent = missing(clusters, level, "not estimable: base has no spread along its direction")
+        return ByClass(harmful=absent, harmless=absent)
+    results = {}
+    for label, shift in SHIFT.items():
+        product = contrasts.products.inner(R_BASE, shift)
+        value = product.corrected / math.sqrt(contrasts.base.corrected) / sd
+        left = product.corrected_left / root(contrasts.base.corrected_left) / sd_left
+        results[label] = jackknife(value, left, clusters, level=level)
+    return ByClass(harmful=results[HARMFUL], harmless=results[HARMLESS])
+
+
+def _top(contrasts: Contrasts, design: Design, side: int, level: float) -> TopDimension | None:
+    """The largest coordinate of one model's direction and its share of ``‖r‖²*``."""
+    if not contrasts.signal[side]:
+        return None
+    clusters = design.clusters
+    whole = contrasts.tuned if side else contrasts.base
+    sizes = design.counts.sum(axis=1)[:, None]
+    means = contrasts.sums.sum(axis=1) / sizes
+    index = int(np.argmax(np.abs(means[2 * side + HARMFUL] - means[2 * side + HARMLESS])))
+    weights = R_TUNED if side else R_BASE
+    one = mean_products(contrasts.sums[:, :, [index]], design.counts).inner(weights, weights)
+    if whole.corrected <= 0:
+        share = missing(
+            clusters, level, "not estimable: the direction is not longer than its noise"
+        )
+    else:
+        share = jackknife(
+            one.corrected / whole.corrected,
+            one.corrected_left / np.where(whole.corrected_left > 0, whole.corrected_left, np.nan),
+            clusters,
+            level=level,
+            bounds=(0.0, 1.0),
+        )
+    return TopDimension(index=index, share=share)
+
+
+def _separability(
+    design: Design, contrasts: Contrasts, base: FloatArray, tuned: FloatArray, level: float
+) -> tuple[Crossed, Crossed, Change, Change]:
+    """AUROC and d′ of both directions on both models' activations, and their changes."""
+    clusters, labels, fold = design.clusters, design.labels, design.fold
+    reason = contrasts.reason
+    units: list[FloatArray] = []
+    middles: list[FloatArray] = []
+    if not reason:
+        for x in (base, tuned):
+            means = fold_means(x, labels, fold)
+            r = means[:, HARMFUL] - means[:, HARMLESS]
+            norms = np.linalg.norm(r, axis=1, keepdims=True)
+            if not np.all(norms > 0):
+                reason = "no signal: a fold's direction is zero"
+                break
+            units.append(r / norms)
+            middles.append(means.mean(axis=1))
+    if reason:
+        absent = missing(clusters, level, reason)
+        crossed = Crossed(**dict.fromkeys(_CROSSED, absent))
+        change = Change(own=absent, base_direction=absent)
+        return crossed, crossed, change, change
+    areas: list[Auroc] = []
+    primes: list[tuple[float, FloatArray]] = []
+    for direction in units:
+        for x, middle in zip((base, tuned), middles, strict=True):
+            scores = held_out_scores(x, fold, direction, middle)
+            areas.append(auroc(scores, labels, clusters, level=level))
+            primes.append(d_prime_left(scores, labels, clusters))
+
+    def prime(value: float, left: FloatArray) -> Estimate:
+        note = "" if np.isfinite(value) else "not estimable: no spread within the classes"
+        return jackknife(value, left, clusters, level=level, note=note)
+
+    def prime_change(i: int) -> Estimate:
+        with np.errstate(invalid="ignore"):
+            return prime(primes[i][0] - primes[0][0], primes[i][1] - primes[0][1])
+
+    return (
+        Crossed(**dict(zip(_CROSSED, (a.estimate for a in areas), strict=True))),
+        Crossed(**dict(zip(_CROSSED, (prime(*p) for p in primes), strict=True))),
+        Change(
+            own=auroc_change(areas[0], areas[3]), base_direction=auroc_change(areas[0], areas[1])
+        ),
+        Change(own=prime_change(3), base_direction=prime_change(1)),
+    )
+
+
+def layer_drift(
+    site: Site,
+    design: Design,
+    base: Float[np.ndarray, "prompt d_model"],
+    tuned: Float[np.ndarray, "prompt d_model"],
+    *,
+    level: float = 0.95,
+) -> tuple[LayerDrift, FloatArray | None]:
+    """All drift figures at one site.
+
+    Args:
+        site: Where the activations come from.
+        design: Classes, intents and folds.
+        base: Activations of base, float64.
+        tuned: Activations of tuned on the same prompts, float64.
+        level: Nominal coverage of each interval.
+
+    Returns:
+        The figures, and the leave-one-intent-out values of the corrected cosine (None when it
+        is not estimable) for bands over layers.
+    """
+    clusters = design.clusters
+    contrasts = Contrasts.of(design, base, tuned)
+    cos, left = rotation(contrasts, clusters, level=level)
+    areas, primes, area_change, prime_change = _separability(design, contrasts, base, tuned, level)
+    return LayerDrift(
+        site=site,
+        signal=all(contrasts.signal),
+        identical=contrasts.identical,
+        rotation=cos,
+        rotation_raw=raw_rotation(contrasts, clusters, level=level),
+        angle=angle(cos),
+        shrinkage=shrinkage(contrasts, clusters, level=level),
+        norm_base=direction_norm(contrasts.base, contrasts, clusters, level=level),
+        norm_tuned=direction_norm(contrasts.tuned, contrasts, clusters, level=level),
+        translation=translation(design, contrasts, base, level=level),
+        auroc=areas,
+        d_prime=primes,
+        auroc_change=area_change,
+        d_prime_change=prime_change,
+        top_base=_top(contrasts, design, 0, level),
+        top_tuned=_top(contrasts, design, 1, level),
+        relative_change=relative_change(base, tuned, clusters, level=level),
+        cka=linear_cka(base, tuned, clusters, level=level),
+    ), left

@@ -1,0 +1,226 @@
+"""What a comparison of two captures returns."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from refusaldir.directions.site import SiteChoice
+from refusaldir.records import Estimate, Provenance, Site
+
+
+@dataclass(frozen=True, kw_only=True)
+class ByClass:
+    """One figure for harmful and one for harmless prompts."""
+
+    harmful: Estimate
+    harmless: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crossed:
+    """A held-out figure for each direction (of base or tuned) on each model's activations."""
+
+    base_direction_on_base: Estimate
+    base_direction_on_tuned: Estimate
+    tuned_direction_on_base: Estimate
+    tuned_direction_on_tuned: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """Change of separability from base to tuned, paired over prompts.
+
+    Attributes:
+        own: Each model along its own direction (tuned on tuned − base on base).
+        base_direction: Along the base direction (base on tuned − base on base).
+    """
+
+    own: Estimate
+    base_direction: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class TopDimension:
+    """The coordinate that carries most of a direction (massive activations).
+
+    Attributes:
+        index: Index into ``d_model``.
+        share: Its share of ``‖r‖²``, corrected for sampling noise.
+    """
+
+    index: int
+    share: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerDrift:
+    """Drift at one layer, at the chosen position.
+
+    Attributes:
+        site: The hook, layer and position.
+        signal: False where harmful and harmless activations do not differ in one of the models;
+            figures about the direction are then None, with a note.
+        identical: True where the two models' activations are the same, bit by bit.
+        rotation: Corrected cosine ``cos*`` of the two directions.
+        rotation_raw: Cosine of the two sample directions, biased by noise.
+        angle: The angle of ``cos*``, degrees.
+        shrinkage: ``‖rᵗ‖* / ‖rᵇ‖*``; below 1 the direction got shorter.
+        norm_base: ``‖rᵇ‖*``, residual norm.
+        norm_tuned: ``‖rᵗ‖*``, residual norm.
+        translation: Shift of each class mean along the base direction, in base within-class SDs;
+            positive is towards harmful.
+        auroc: Held-out AUROC.
+        d_prime: Held-out d′.
+        auroc_change: Change of AUROC.
+        d_prime_change: Change of d′.
+        top_base: Coordinate that carries most of the base direction.
+        top_tuned: Coordinate that carries most of the tuned direction.
+        relative_change: Mean of ``‖xᵗ − xᵇ‖/‖xᵇ‖`` over prompts.
+        cka: Unbiased linear CKA of the activations.
+    """
+
+    site: Site
+    signal: bool
+    identical: bool
+    rotation: Estimate
+    rotation_raw: Estimate
+    angle: Estimate
+    shrinkage: Estimate
+    norm_base: Estimate
+    norm_tuned: Estimate
+    translation: ByClass
+    auroc: Crossed
+    d_prime: Crossed
+    auroc_change: Change
+    d_prime_change: Change
+    top_base: TopDimension | None
+    top_tuned: TopDimension | None
+    relative_change: Estimate
+    cka: Estimate
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary, with ``layer`` and the plain ``raw_cosine`` added."""
+        return {
+            "layer": self.site.layer,
+            **asdict(self),
+            "raw_cosine": self.rotation_raw.value,
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteRotation:
+    """Rotation and shrinkage at one site of the layer × position grid."""
+
+    site: Site
+    rotation: Estimate
+    shrinkage: Estimate
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankedLayer:
+    """A layer's place among the layers where the direction drifted.
+
+    Attributes:
+        rank: 1 for the first.
+        layer: Block index.
+        drift: ``1 − cos*`` with an interval that holds over all layers at once.
+        increment: What this layer adds to the previous one's drift, likewise; None for the
+            first layer with signal.
+    """
+
+    rank: int
+    layer: int
+    drift: Estimate
+    increment: Estimate | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """One question asked at the chosen site, and its answer.
+
+    Attributes:
+        kind: ``rotation``, ``norm``, ``translation_harmful``, ``translation_harmless``,
+            ``separability`` or ``separability_base_direction``.
+        detected: Whether the interval leaves out "no change"; None when it cannot be told.
+        sentence: The answer in words.
+        estimate: The figure, with an interval at the level that makes all questions hold
+            together.
+    """
+
+    kind: str
+    detected: bool | None
+    sentence: str
+    estimate: Estimate
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DriftResult:
+    """Drift of the refusal direction between two captures.
+
+    Attributes:
+        hook: Hook point compared.
+        site: The site chosen on the base model, with the table behind the choice.
+        layers: Drift per layer at the chosen position.
+        grid: Rotation and shrinkage at every captured position.
+        ranking: Layers, most drifted first.
+        ranking_rule: What the ranking means, in words.
+        findings: Answers at the chosen site.
+        verdict: The findings and the ranking as sentences.
+        notes: Warnings: tolerated mismatches, few prompts.
+        n_prompts: Number of prompts.
+        n_harmful: Number of harmful prompts.
+        n_harmless: Number of harmless prompts.
+        n_clusters: Number of intents, the independent units.
+        level: Nominal coverage of single intervals.
+        seed: Seed of folds and bands.
+        base: Provenance of the base capture.
+        tuned: Provenance of the tuned capture.
+        methods: What each figure of a layer is, in words.
+    """
+
+    hook: str
+    site: SiteChoice
+    layers: tuple[LayerDrift, ...]
+    grid: tuple[SiteRotation, ...]
+    ranking: tuple[RankedLayer, ...]
+    ranking_rule: str
+    findings: tuple[Finding, ...]
+    verdict: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+    n_prompts: int
+    n_harmful: int
+    n_harmless: int
+    n_clusters: int
+    level: float
+    seed: int
+    base: Provenance
+    tuned: Provenance
+    methods: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def at_site(self) -> LayerDrift:
+        """The drift at the chosen site."""
+        return next(row for row in self.layers if row.site == self.site.site)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary (no NaN or infinity)."""
+        return {
+            "hook": self.hook,
+            "site": self.site.to_dict(),
+            "layers": [row.to_dict() for row in self.layers],
+            "grid": [asdict(cell) for cell in self.grid],
+            "ranking": [asdict(entry) for entry in self.ranking],
+            "ranking_rule": self.ranking_rule,
+            "findings": [asdict(finding) for finding in self.findings],
+            "verdict": list(self.verdict),
+            "notes": list(self.notes),
+            "methods": dict(self.methods),
+            "n_prompts": self.n_prompts,
+            "n_harmful": self.n_harmful,
+            "n_harmless": self.n_harmless,
+            "n_clusters": self.n_clusters,
+            "level": self.level,
+            "seed": self.seed,
+            "base": self.base.to_dict(),
+            "tuned": self.tuned.to_dict(),
+        }

@@ -1,0 +1,17 @@
+"""Composition root: the only room that wires the others together.
+
+`extract` captures one model; `diff` compares two. The command line calls these two functions and
+so may you:
+
+    import refusaldir as rd
+
+    base = rd.extract("smollm2-135m+aligned")
+    result = rd.diff(base.path, "smollm2-135m+aligned+tuned")
+    print(result.document["verdict"]["headline"])
+"""
+
+from refusaldir.pipeline.comparison import Diff, diff
+from refusaldir.pipeline.extraction import Extracted, extract
+from refusaldir.pipeline.plan import ProgressFn
+
+__all__ = ["Diff", "Extracted", "ProgressFn", "diff", "extract"]

@@ -1,0 +1,117 @@
+"""`extract`: one model's activations into one file."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from refusaldir.errors import OutputExistsError, StoreError
+from refusaldir.models.options import LoadOptions
+from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
+from refusaldir.prompts.schema import PromptSet
+from refusaldir.records import Provenance
+from refusaldir.store import default_path, peek
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extracted:
+    """A capture on disk.
+
+    Attributes:
+        path: The HDF5 file; open it with `refusaldir.store.Capture.open`.
+        provenance: What decided its values.
+        reused: True when a file with the same provenance was there already.
+    """
+
+    path: Path
+    provenance: Provenance
+    reused: bool
+
+
+def extract(
+    model: str | ModelSpec,
+    *,
+    prompts: str | Path | PromptSet = "contrast",
+    harmful: str | Path | None = None,
+    harmless: str | Path | None = None,
+    column_map: Mapping[str, str] | None = None,
+    limit: int | None = None,
+    system: str = "default",
+    thinking: bool | None = None,
+    template: str | None = None,
+    hooks: Sequence[str] = ("resid_pre",),
+    layers: Sequence[int] | None = None,
+    positions: str = "post",
+    batch_size: int | None = None,
+    options: LoadOptions | None = None,
+    backend: str = "auto",
+    out: str | Path | None = None,
+    store: str | Path | None = None,
+    resume: bool = False,
+    force: bool = False,
+    progress: ProgressFn = silent,
+) -> Extracted:
+    """Capture one model's residual stream on harmful and harmless prompts.
+
+    Args:
+        model: ``WHERE[@REVISION][+ADAPTER…]``; see `refusaldir.models.spec`.
+        prompts: A built-in set, a labelled file, a preset, a Hugging Face data set, or a set.
+        harmful: A file of harmful prompts; with ``harmless`` it replaces ``prompts``.
+        harmless: A file of harmless prompts.
+        column_map: Field → column, for files and data sets with columns of their own.
+        limit: Use the first this many prompts of each class.
+        system: ``"default"``, ``"none"`` or the system prompt's text.
+        thinking: On or off for templates that have such a switch.
+        template: Jinja text instead of the tokenizer's chat template, or ``"plain"``.
+        hooks: Hook points, from `refusaldir.records.HOOKS`.
+        layers: Block indices; None for all.
+        positions: ``"post"``, ``"inst"``, offsets such as ``"-1,-2"``, or several with commas.
+        batch_size: Prompts a batch; None finds a good size by itself.
+        options: Dtype, device and so on.
+        backend: ``"auto"``, ``"transformer_lens"`` or ``"torch_hooks"``.
+        out: The file to write; None names it after model and provenance in the store.
+        store: The folder for captures when ``out`` is None.
+        resume: Go on where an earlier run of the same capture stopped.
+        force: Overwrite an existing file.
+        progress: Called with stage, done and total.
+
+    Returns:
+        Where the capture is. A finished file with the same provenance is kept as it is.
+
+    Raises:
+        RefusaldirError: Whatever the user can mend; see `refusaldir.errors`.
+    """
+    opening = Opening(
+        spec=ModelSpec.parse(model), options=options or LoadOptions(), backend=backend
+    )
+    plan = Plan.make(
+        opening,
+        prompt_set(prompts, harmful, harmless, column_map, limit),
+        Rendering(system=system, thinking=thinking, template=template),
+        hooks=hooks,
+        layers=layers,
+        positions=positions,
+        batch_size=batch_size,
+    )
+    path = default_path(plan.provenance, store) if out is None else Path(out)
+    if path.exists() and not force:
+        kept = _kept(path, plan.provenance)
+        if kept is not None:
+            return Extracted(path=path, provenance=kept, reused=True)
+        raise OutputExistsError(
+            "The output exists and holds something else",
+            where=path,
+            next_step="Choose another --out, or overwrite it with --force",
+        )
+    with opening.model() as hooked:
+        plan.run(hooked, path, "Capture", resume=resume, force=force, progress=progress)
+    return Extracted(path=path, provenance=peek(path), reused=False)
+
+
+def _kept(path: Path, wanted: Provenance) -> Provenance | None:
+    """Provenance of the capture at ``path`` if it is the one wanted."""
+    try:
+        found = peek(path)
+    except StoreError:
+        return None
+    return found if found.fingerprint() == wanted.fingerprint() else None

@@ -1,0 +1,257 @@
+"""The diff document: everything `refusaldir diff` found, as one JSON file with a schema.
+
+``diff.json`` is the interface to other tools and to later versions of this one: tables and
+figures are drawn from it alone. ``data/diff.schema.json`` (JSON Schema, draft 2020-12) defines
+every field with its unit. Numbers are never NaN or infinite: what cannot be estimated is null,
+with a note that says why. It holds prompt ids, but neither prompts nor responses.
+"""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator, Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from refusaldir import __version__
+from refusaldir.errors import StoreError
+from refusaldir.report.files import write_atomic
+from refusaldir.report.schema import diff_schema, first_violation
+from refusaldir.report.verdict import verdict
+
+if TYPE_CHECKING:
+    from refusaldir.drift.result import DriftResult
+    from refusaldir.probes.compare import BehaviourComparison
+
+Document = dict[str, Any]
+
+SCHEMA = "refusaldir.diff"
+#: Raised when a reader of the previous version could misread a document.
+SCHEMA_VERSION = 1
+
+_NOT_FINITE = "not finite"
+
+#: Columns of the CSV, in long form: one figure a row.
+CSV_COLUMNS = (
+    "table", "hook", "layer", "position", "category", "metric",
+    "value", "lower", "upper", "level", "n", "method", "note",
+)  # fmt: skip
+
+
+def build_document(
+    drift: "DriftResult",
+    behaviour: "BehaviourComparison | None" = None,
+    *,
+    options: Mapping[str, Any] | None = None,
+    created: str | None = None,
+) -> Document:
+    """Put a comparison into the form that is written, shown and drawn.
+
+    Args:
+        drift: Drift of geometry.
+        behaviour: Paired behaviour, or None when it was not measured.
+        options: The settings it was made with, JSON-ready.
+        created: UTC time in ISO 8601; now by default.
+
+    Returns:
+        A dictionary of plain JSON values, equal to what `load_document` reads back.
+    """
+    parts = drift.to_dict()
+    choice = parts.pop("site")
+    site = choice.pop("site")
+    labels = dict(zip(choice["positions"]["offsets"], choice["positions"]["labels"], strict=True))
+    parts["site"] = {
+        **site,
+        "token": labels[site["position"]],
+        "reason": (
+            "chosen on the base model alone, by held-out separation"
+            if (options or {}).get("position") is None
+            else "position as given; layer chosen on the base model alone, by held-out separation"
+        ),
+    }
+    parts["site_choice"] = choice
+    base, tuned = parts.pop("base"), parts.pop("tuned")
+    answers = None if behaviour is None else _behaviour(behaviour.to_dict())
+    words = verdict(parts, answers)
+    del parts["verdict"]
+    document = _plain(
+        {
+            "schema": SCHEMA,
+            "schema_version": SCHEMA_VERSION,
+            "created": created or datetime.now(timezone.utc).isoformat(timespec="seconds"),
+            "refusaldir_version": __version__,
+            "options": dict(options or {}),
+            "verdict": words,
+            "base": base,
+            "tuned": tuned,
+            "drift": parts,
+            "behaviour": answers,
+        }
+    )
+    return dict(document)
+
+
+def to_json(document: Mapping[str, Any]) -> str:
+    """Return a document (or a capture's summary) as indented JSON text.
+
+    Numbers keep every digit; NaN and infinities become null.
+    """
+    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+
+
+def write_json(document: Mapping[str, Any], path: str | Path, *, force: bool = True) -> Path:
+    """Write a document as JSON, wholly or not at all.
+
+    Args:
+        document: From `build_document`.
+        path: Where to write.
+        force: Whether an existing file is replaced.
+
+    Returns:
+        The path written.
+
+    Raises:
+        OutputExistsError: The file exists and ``force`` is False.
+        StoreError: The file cannot be written.
+    """
+    return write_atomic(path, (to_json(document) + "\n").encode("utf-8"), force=force)
+
+
+def load_document(path: str | Path) -> Document:
+    """Read a diff document and check it against its schema.
+
+    Args:
+        path: A file that `write_json` wrote.
+
+    Returns:
+        The document; drawing from it cannot fail for want of a field.
+
+    Raises:
+        StoreError: The file is missing, unreadable, truncated, foreign, newer or damaged.
+    """
+    path = Path(path)
+    again = "Run refusaldir diff again to make a new one"
+    try:
+        text = path.read_text("utf-8")
+    except FileNotFoundError:
+        raise StoreError("There is no such file", where=path) from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise StoreError("The file cannot be read as text", got=error, where=path) from error
+    try:
+        document = json.loads(text, parse_constant=_reject_constant)
+    except (ValueError, RecursionError) as error:
+        raise StoreError(
+            "The file is not JSON, or was cut off", got=error, where=path, next_step=again
+        ) from error
+    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+        raise StoreError(
+            "The file is JSON, but not a diff document",
+            expected=f'"schema": "{SCHEMA}"',
+            got=repr(document.get("schema")) if isinstance(document, dict) else "no object",
+            where=path,
+            next_step="refusaldir show reads captures (.h5) and what refusaldir diff wrote",
+        )
+    found = document.get("schema_version")
+    if isinstance(found, int) and found > SCHEMA_VERSION:
+        raise StoreError(
+            "The document was written by a newer refusaldir",
+            expected=f"schema_version {SCHEMA_VERSION}",
+            got=f"{found} (refusaldir {document.get('refusaldir_version')})",
+            where=path,
+            next_step="Upgrade with: pip install -U refusaldir",
+        )
+    wrong = first_violation(document, diff_schema())
+    if wrong is not None:
+        raise StoreError(
+            "The diff document is damaged or was edited", got=wrong, where=path, next_step=again
+        )
+    return document
+
+
+def tables_csv(document: Mapping[str, Any]) -> str:
+    """Return every figure of the drift and behaviour tables as CSV, one figure a row.
+
+    The long form has one header (`CSV_COLUMNS`), keeps every figure with its interval, and
+    loads into one data frame. ``table`` is ``drift``, ``refusal`` or ``over_refusal``; an empty
+    category is all prompts. Empty cells are null.
+    """
+    stream = io.StringIO()
+    writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
+    writer.writeheader()
+    for row in _csv_rows(document):
+        writer.writerow({key: "" if cell is None else cell for key, cell in row.items()})
+    return stream.getvalue()
+
+
+def _csv_rows(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    drift = document["drift"]
+    for row in drift["layers"]:
+        where = {
+            "table": "drift",
+            "hook": drift["hook"],
+            "layer": row["layer"],
+            "position": drift["site"]["position"],
+        }
+        yield from _figures(row, where)
+    for cell in drift["grid"]:
+        site = cell["site"]
+        if site["position"] != drift["site"]["position"]:
+            yield from _figures(cell, {"table": "drift", **site})
+    behaviour = document["behaviour"]
+    for name, axis in (behaviour["axes"] if behaviour else {}).items():
+        for group in [axis["overall"], *axis["categories"]] if axis else ():
+            where = {"table": name, "category": group["category"]}
+            yield from _figures(group, where)
+            for key in ("p_value", "p_holm"):
+                yield {**where, "metric": key, "value": group[key], "n": group["n_paired"]}
+
+
+def _figures(row: Mapping[str, Any], where: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:
+    """Every estimate inside a row, its path joined by dots as the metric."""
+    for key, cell in row.items():
+        if isinstance(cell, Mapping):
+            if _is_estimate(cell):
+                yield {**where, "metric": prefix + key, **cell}
+            else:
+                yield from _figures(cell, where, f"{prefix}{key}.")
+
+
+def _is_estimate(cell: Mapping[str, Any]) -> bool:
+    return {"value", "lower", "upper", "n", "level", "method", "note"} == set(cell)
+
+
+def _behaviour(parts: dict[str, Any]) -> dict[str, Any]:
+    """Name the axes and lift out what both arms share."""
+    axes = {axis["axis"]: axis for axis in parts["axes"]}
+    return {
+        **parts,
+        "axes": {name: axes.get(name) for name in ("refusal", "over_refusal")},
+        "judge": parts["base"]["judge"],
+        "max_new_tokens": parts["base"]["max_new_tokens"],
+    }
+
+
+def _plain(value: Any) -> Any:
+    """Turn tuples into lists, NumPy scalars into numbers and non-finite numbers into None."""
+    if isinstance(value, Mapping):
+        plain = {str(key): _plain(item) for key, item in value.items()}
+        if _is_estimate(plain) and any(plain[k] is None and value[k] is not None for k in plain):
+            plain["note"] = "; ".join(filter(None, [plain["note"], _NOT_FINITE]))
+        return plain
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if hasattr(value, "item"):
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"a diff document cannot hold a {type(value).__name__}")
+
+
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
