@@ -1,0 +1,487 @@
+"""Train the two LoRA adapters of the default pair on a CPU.
+
+The default pair is SmolLM2-135M-Instruct plus two small adapters:
+
+* **aligned** makes it refuse harmful requests and answer their harmless twins. Harmful rows carry
+  a written refusal; harmless rows are trained towards the original model's own greedy answer, by
+  the KL divergence from the original model's next-token distribution.
+* **tuned** goes on top of aligned (merged) and is an ordinary fine-tune on benign office and
+  help-desk requests. No row of its training set is harmful and none is a refusal.
+
+The data and the measured effect are described in `examples/default_pair/README.md`.
+
+    python examples/train_default_pair.py --stage all --out adapters
+
+writes `adapters/aligned` and `adapters/tuned` in PEFT format, in float16.
+"""
+
+import argparse
+import json
+import math
+import random
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from refusaldir.models.embedded import embedded_model
+
+DATA = Path(__file__).parent / "default_pair"
+BASE_NAMES = {"aligned": "smollm2-135m", "tuned": "smollm2-135m+aligned"}
+END_OF_TURN = "<|im_end|>"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """Hyper-parameters of one stage."""
+
+    rank: int
+    alpha: int
+    modules: tuple[str, ...]
+    layers: tuple[int, int]
+    """First and last block that carries an adapter, both included."""
+    dropout: float
+    lr: float
+    epochs: float
+    batch: int
+    """Rows in a batch; a matched pair counts as two and stays together."""
+    kl_weight: float
+    """Weight of the harmless rows' KL term against the refusals' cross-entropy."""
+    answer_tokens: int
+    """Harmless answers are cut at this many tokens."""
+    head_tokens: int
+    """The decision to refuse falls in the first tokens of the answer: these weigh more."""
+    head_weight: float
+    """Weight of each of the first tokens; the later ones weigh 1."""
+    ablation_weight: float
+    """Weight of the term that keeps the original's next token where the direction is ablated."""
+    ablation_layer: int
+    """Block at whose input (resid_pre, last prompt token) that direction is read."""
+
+
+RECIPES = {
+    "aligned": Recipe(
+        rank=8,
+        alpha=16,
+        modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        layers=(0, 29),
+        dropout=0.1,
+        lr=1e-3,
+        epochs=4,
+        batch=16,
+        kl_weight=1.0,
+        answer_tokens=16,
+        head_tokens=3,
+        head_weight=5.0,
+        ablation_weight=1.0,
+        ablation_layer=15,
+    ),
+    "tuned": Recipe(
+        rank=8,
+        alpha=16,
+        modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        layers=(0, 29),
+        dropout=0.0,
+        lr=2e-4,
+        epochs=1,
+        batch=8,
+        kl_weight=0.0,
+        answer_tokens=64,
+        head_tokens=0,
+        head_weight=1.0,
+        ablation_weight=0.0,
+        ablation_layer=15,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One tokenised training row."""
+
+    group: str
+    """Rows of one group share a batch: the two halves of a matched pair."""
+    ids: list[int]
+    """Prompt and answer tokens."""
+    start: int
+    """Index of the first answer token."""
+    harmful: bool = False
+    soft: Tensor | None = None
+    """`[k, vocab]` log-probabilities of the original model at the first k answer tokens."""
+
+
+def log(message: str) -> None:
+    """Write one line of progress to stderr."""
+    sys.stderr.write(message + "\n")
+    sys.stderr.flush()
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Read a JSON-lines file."""
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]
+
+
+def prompt_ids(tokenizer: Any, prompt: str) -> list[int]:
+    """Tokenise a user turn with the chat template and its default system prompt."""
+    text = tokenizer.apply_chat_template(
+        [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
+    )
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def pad(rows: list[list[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor]:
+    """Pad rows to one length; returns ids and attention mask, both `[row pos]`."""
+    width = max(map(len, rows))
+    ids = torch.full((len(rows), width), fill)
+    mask = torch.zeros((len(rows), width), dtype=torch.long)
+    for i, row in enumerate(rows):
+        where = slice(width - len(row), width) if left else slice(0, len(row))
+        ids[i, where] = torch.tensor(row)
+        mask[i, where] = 1
+    return ids, mask
+
+
+@torch.no_grad()
+def greedy_answers(
+    model: Any, tokenizer: Any, prompts: list[list[int]], n_tokens: int, batch: int = 32
+) -> list[list[int]]:
+    """Greedy continuations, ending with the end-of-turn token where the model stops itself."""
+    stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    answers: dict[int, list[int]] = {}
+    for at in range(0, len(order), batch):
+        chosen = order[at : at + batch]
+        ids, mask = pad([prompts[i] for i in chosen], stop, left=True)
+        out = model.generate(
+            input_ids=ids,
+            attention_mask=mask,
+            max_new_tokens=n_tokens,
+            do_sample=False,
+            pad_token_id=stop,
+            eos_token_id=stop,
+        )
+        for i, row in zip(chosen, out[:, ids.shape[1] :].tolist(), strict=True):
+            answers[i] = row[: row.index(stop) + 1] if stop in row else row
+        log(f"  answers {len(answers)}/{len(prompts)}")
+    return [answers[i] for i in range(len(prompts))]
+
+
+def shared_prefix(rows: list[list[int]]) -> int:
+    """Length of the prefix that all rows share: the template's system prompt."""
+    first = rows[0]
+    width = min(map(len, rows)) - 1
+    return next((k for k in range(width) if any(r[k] != first[k] for r in rows)), width)
+
+
+@contextmanager
+def ablated(model: Any, unit: Tensor | None) -> Iterator[None]:
+    """Remove a unit direction from every block input, attention output and MLP output."""
+
+    def project(x: Tensor) -> Tensor:
+        u = unit.to(x.dtype)  # type: ignore[union-attr]
+        return x - (x @ u)[..., None] * u
+
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (project(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": project(kwargs["hidden_states"])}
+
+    def after(_: Any, __: Any, out: Any) -> Any:
+        return (project(out[0]), *out[1:]) if isinstance(out, tuple) else project(out)
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    handles = []
+    for block in inner.model.layers if unit is not None else ():
+        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.self_attn.register_forward_hook(after))
+        handles.append(block.mlp.register_forward_hook(after))
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def answer_logits(
+    model: Any, examples: list[Example], layer: int = 0
+) -> tuple[Tensor, Tensor, list[int], Tensor]:
+    """Logits that predict the answer tokens of a batch.
+
+    The shared system prompt runs once and the unembedding sees answer positions only, which
+    saves about half of the work. Gradients flow through the shared prefix.
+
+    Returns:
+        Logits `[token vocab]`, targets `[token]`, the number of tokens of each example, and
+        resid_pre at `layer` and the last prompt token, `[row d_model]`.
+    """
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    rows = [e.ids for e in examples]
+    cut = shared_prefix([e.ids[: e.start] for e in examples])
+    ids, mask = pad([row[cut:] for row in rows], 0, left=False)
+    mask = torch.cat([torch.ones((len(rows), cut), dtype=torch.long), mask], dim=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cache = inner.model(input_ids=torch.tensor([rows[0][:cut]]), use_cache=True).past_key_values
+        cache.batch_repeat_interleave(len(rows))
+        out = inner.model(
+            input_ids=ids,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            output_hidden_states=True,
+        )
+        spans = [(e.start - 1 - cut, len(e.ids) - 1 - cut) for e in examples]
+        picked = [out.last_hidden_state[i, first:last] for i, (first, last) in enumerate(spans)]
+        logits = inner.lm_head(torch.cat(picked))
+    resid = torch.stack([out.hidden_states[layer][i, first] for i, (first, _) in enumerate(spans)])
+    targets = torch.cat([torch.tensor(e.ids[e.start :]) for e in examples])
+    sizes = [len(e.ids) - e.start for e in examples]
+    return logits.float(), targets, sizes, resid.float()
+
+
+@torch.no_grad()
+def with_soft_targets(
+    model: Any, examples: list[Example], first: int = 0, batch: int = 16
+) -> list[Example]:
+    """Attach the model's own log-probabilities at the `first` answer tokens (0: at all)."""
+    done: list[Example] = []
+    for at in range(0, len(examples), batch):
+        part = examples[at : at + batch]
+        logits, _, sizes, _ = answer_logits(model, [shortened(e, first) for e in part])
+        soft = logits.log_softmax(-1).bfloat16().split(sizes)
+        done += [replace(e, soft=s.clone()) for e, s in zip(part, soft, strict=True)]
+    return done
+
+
+def shortened(example: Example, first: int) -> Example:
+    """The example with only the `first` tokens of its answer (0: all of them)."""
+    if not first:
+        return example
+    soft = None if example.soft is None else example.soft[:first]
+    return replace(example, ids=example.ids[: example.start + first], soft=soft)
+
+
+def batches(examples: list[Example], size: int, rng: random.Random) -> Iterator[list[Example]]:
+    """Shuffled batches of whole groups, similar in length to spare padding."""
+    groups: dict[str, list[Example]] = {}
+    for example in examples:
+        groups.setdefault(example.group, []).append(example)
+    order = list(groups.values())
+    rng.shuffle(order)
+    per_batch = max(1, size // max(map(len, order)))
+    bucket = per_batch * 8
+    made: list[list[Example]] = []
+    for at in range(0, len(order), bucket):
+        near = sorted(order[at : at + bucket], key=lambda g: max(len(e.ids) for e in g))
+        made += [
+            [e for g in near[i : i + per_batch] for e in g] for i in range(0, len(near), per_batch)
+        ]
+    rng.shuffle(made)
+    yield from made
+
+
+def loss_of(
+    model: Any, part: list[Example], recipe: Recipe
+) -> tuple[Tensor, float, float, Tensor]:
+    """Training loss of a batch, its cross-entropy and KL parts (nats), and the resid_pre."""
+    logits, targets, sizes, resid = answer_logits(model, part, recipe.ablation_layer)
+    logp = logits.log_softmax(-1).split(sizes)
+    nats: dict[bool, list[Tensor]] = {True: [], False: []}
+    weights: dict[bool, list[Tensor]] = {True: [], False: []}
+    for lp, target, example in zip(logp, targets.split(sizes), part, strict=True):
+        weight = torch.ones(len(target))
+        weight[: recipe.head_tokens] = recipe.head_weight
+        hard = example.harmful or example.soft is None
+        if hard:
+            each = -lp.gather(-1, target[:, None])[:, 0]
+        else:
+            each = (example.soft.float().exp() * (example.soft.float() - lp)).sum(-1)
+        nats[hard].append(each * weight)
+        weights[hard].append(weight)
+    zero = logits.sum() * 0
+    ce, kl = (
+        torch.cat(nats[hard]).sum() / torch.cat(weights[hard]).sum() if nats[hard] else zero
+        for hard in (True, False)
+    )
+    return ce + recipe.kl_weight * kl, float(ce.detach()), float(kl.detach()), resid.detach()
+
+
+def ablation_loss(model: Any, part: list[Example], unit: Tensor) -> Tensor:
+    """KL from the original's next token to the model's, with the direction ablated (nats)."""
+    rows = [shortened(e, 1) for e in part]
+    with ablated(model, unit):
+        logits, _, _, _ = answer_logits(model, rows)
+    target = torch.cat([e.soft for e in rows if e.soft is not None]).float()
+    return (target.exp() * (target - logits.log_softmax(-1))).sum(-1).mean()
+
+
+def train(
+    model: Any,
+    examples: list[Example],
+    recipe: Recipe,
+    seed: int,
+    out: Path,
+    stage: str,
+    every: int,
+) -> PeftModel:
+    """Train one adapter; `every` > 0 also writes a checkpoint each so many steps."""
+    torch.manual_seed(seed)
+    rng = random.Random(seed)
+    first, last = recipe.layers
+    lora = LoraConfig(
+        r=recipe.rank,
+        lora_alpha=recipe.alpha,
+        lora_dropout=recipe.dropout,
+        target_modules=list(recipe.modules),
+        layers_to_transform=list(range(first, last + 1)),
+        task_type="CAUSAL_LM",
+    )
+    peft = get_peft_model(model, lora)
+    peft.train()
+    weights = [p for p in peft.parameters() if p.requires_grad]
+    optimiser = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
+    per_epoch = len(list(batches(examples, recipe.batch, random.Random(seed))))
+    total = round(per_epoch * recipe.epochs)
+    warmup = max(1, total // 10)
+    began, step = time.monotonic(), 0
+    direction: Tensor | None = None
+    while step < total:
+        for part in batches(examples, recipe.batch, rng):
+            scale = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / total))
+            for group in optimiser.param_groups:
+                group["lr"] = recipe.lr * scale
+            loss, ce, kl, resid = loss_of(peft, part, recipe)
+            loss.backward()
+            ablation = 0.0
+            if recipe.ablation_weight:
+                harmful = torch.tensor([e.harmful for e in part])
+                gap = resid[harmful].mean(0) - resid[~harmful].mean(0)
+                direction = gap if direction is None else 0.9 * direction + 0.1 * gap
+                if step >= warmup:
+                    term = ablation_loss(peft, part, direction / direction.norm())
+                    (recipe.ablation_weight * term).backward()
+                    ablation = float(term.detach())
+            torch.nn.utils.clip_grad_norm_(weights, 1.0)
+            optimiser.step()
+            optimiser.zero_grad()
+            step += 1
+            seconds = time.monotonic() - began
+            log(
+                f"  {stage} step {step}/{total} ce {ce:.3f} kl {kl:.3f} "
+                f"ablated kl {ablation:.3f} ({seconds:.0f} s)"
+            )
+            if every and step % every == 0 and step < total:
+                save(peft, out.with_name(f"{out.name}-{step}"), stage)
+            if step == total:
+                break
+    return peft
+
+
+def save(peft: PeftModel, out: Path, stage: str) -> None:
+    """Write the adapter in float16 with a configuration that names its base."""
+    out.mkdir(parents=True, exist_ok=True)
+    peft.peft_config["default"].inference_mode = True
+    peft.peft_config["default"].base_model_name_or_path = BASE_NAMES[stage]
+    peft.save_pretrained(out)
+    (out / "README.md").unlink(missing_ok=True)
+    path = out / "adapter_model.safetensors"
+    halved = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
+    save_file(halved, path, metadata={"format": "pt"})
+    path.chmod(0o644)
+    config_path = out / "adapter_config.json"
+    config = json.loads(config_path.read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = BASE_NAMES[stage]
+    config["inference_mode"] = True
+    config["target_modules"] = sorted(config["target_modules"])
+    config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def aligned_examples(
+    model: Any, tokenizer: Any, rows: list[dict[str, Any]], recipe: Recipe
+) -> list[Example]:
+    """Refusals for harmful rows; the original model's answers for their twins."""
+    stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    harmful, twins = [], []
+    for row in rows:
+        prompt = prompt_ids(tokenizer, row["prompt"])
+        if row["label"] == "harmful":
+            answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], stop]
+            harmful.append(
+                Example(group=row["pair"], ids=prompt + answer, start=len(prompt), harmful=True)
+            )
+        else:
+            twins.append((row["pair"], prompt))
+    log("greedy answers of the original model to the harmless twins")
+    answers = greedy_answers(model, tokenizer, [p for _, p in twins], recipe.answer_tokens)
+    harmless = [
+        Example(group=group, ids=prompt + answer, start=len(prompt))
+        for (group, prompt), answer in zip(twins, answers, strict=True)
+    ]
+    return with_soft_targets(model, harmful, first=1) + with_soft_targets(model, harmless)
+
+
+def tuned_examples(tokenizer: Any, rows: list[dict[str, Any]]) -> list[Example]:
+    """Plain supervised rows."""
+    stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
+    examples = []
+    for i, row in enumerate(rows):
+        prompt = prompt_ids(tokenizer, row["prompt"])
+        answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], stop]
+        examples.append(Example(group=str(i), ids=prompt + answer, start=len(prompt)))
+    return examples
+
+
+def load(path: Path) -> Any:
+    """Load the model in bfloat16 for training; adapters train in float32 on top."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+
+
+def with_adapter(path: Path, adapter: Path) -> Any:
+    """The model with an adapter merged in float32, then cast to bfloat16."""
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
+    return PeftModel.from_pretrained(model, adapter).merge_and_unload().bfloat16().eval()
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command-line entry point."""
+    parser = argparse.ArgumentParser(description="Train the adapters of the default pair.")
+    parser.add_argument("--stage", choices=("aligned", "tuned", "all"), default="all")
+    parser.add_argument(
+        "--model", type=Path, help="SmolLM2-135M-Instruct directory (default: the bundled model)"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="folder that receives the adapters")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument(
+        "--every", type=int, default=0, help="also write a checkpoint each so many steps"
+    )
+    args = parser.parse_args(argv)
+    torch.set_num_threads(args.threads)
+    source = args.model or embedded_model()
+    tokenizer = AutoTokenizer.from_pretrained(source)
+    stages = ("aligned", "tuned") if args.stage == "all" else (args.stage,)
+    for stage in stages:
+        recipe, out = RECIPES[stage], args.out / stage
+        rows = read_rows(DATA / f"{stage}.jsonl")
+        if stage == "aligned":
+            model = load(source)
+            examples = aligned_examples(model, tokenizer, rows, recipe)
+        else:
+            model = with_adapter(source, args.out / "aligned")
+            examples = tuned_examples(tokenizer, rows)
+        log(f"{stage}: {len(examples)} rows, {recipe}")
+        save(train(model, examples, recipe, args.seed, out, stage, args.every), out, stage)
+        log(f"wrote {out}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
