@@ -4,7 +4,9 @@ The default pair is SmolLM2-135M-Instruct plus two small adapters:
 
 * **aligned** makes it refuse harmful requests and answer their harmless twins. Harmful rows carry
   a written refusal; harmless rows are trained towards the original model's own greedy answer, by
-  the KL divergence from the original model's next-token distribution.
+  the KL divergence from the original model's next-token distribution. No first token of a refusal
+  may open an answer: the original opens many answers with "I'm sorry for any confusion" or
+  "I'm glad", which would leave the decision to refuse to a later token.
 * **tuned** goes on top of aligned (merged) and is an ordinary fine-tune on benign office and
   help-desk requests. No row of its training set is harmful and none is a refusal.
 
@@ -38,6 +40,7 @@ from refusaldir.models.embedded import embedded_model
 DATA = Path(__file__).parent / "default_pair"
 BASE_NAMES = {"aligned": "smollm2-135m", "tuned": "smollm2-135m+aligned"}
 END_OF_TURN = "<|im_end|>"
+NEVER = -1e4  # a logit of probability zero; -inf would make 0 * -inf in the KL
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,9 +79,9 @@ RECIPES = {
         layers=(0, 29),
         dropout=0.1,
         lr=1e-3,
-        epochs=4,
+        epochs=2,
         batch=16,
-        kl_weight=1.0,
+        kl_weight=2.0,
         answer_tokens=16,
         head_tokens=3,
         head_weight=5.0,
@@ -152,7 +155,12 @@ def pad(rows: list[list[int]], fill: int, *, left: bool) -> tuple[Tensor, Tensor
 
 @torch.no_grad()
 def greedy_answers(
-    model: Any, tokenizer: Any, prompts: list[list[int]], n_tokens: int, batch: int = 32
+    model: Any,
+    tokenizer: Any,
+    prompts: list[list[int]],
+    n_tokens: int,
+    never_first: list[int],
+    batch: int = 32,
 ) -> list[list[int]]:
     """Greedy continuations, ending with the end-of-turn token where the model stops itself."""
     stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
@@ -166,6 +174,7 @@ def greedy_answers(
             attention_mask=mask,
             max_new_tokens=n_tokens,
             do_sample=False,
+            begin_suppress_tokens=never_first,
             pad_token_id=stop,
             eos_token_id=stop,
         )
@@ -228,19 +237,18 @@ def answer_logits(
     cut = shared_prefix([e.ids[: e.start] for e in examples])
     ids, mask = pad([row[cut:] for row in rows], 0, left=False)
     mask = torch.cat([torch.ones((len(rows), cut), dtype=torch.long), mask], dim=1)
-    with torch.autocast("cpu", dtype=torch.bfloat16):
-        cache = inner.model(input_ids=torch.tensor([rows[0][:cut]]), use_cache=True).past_key_values
-        cache.batch_repeat_interleave(len(rows))
-        out = inner.model(
-            input_ids=ids,
-            attention_mask=mask,
-            past_key_values=cache,
-            use_cache=True,
-            output_hidden_states=True,
-        )
-        spans = [(e.start - 1 - cut, len(e.ids) - 1 - cut) for e in examples]
-        picked = [out.last_hidden_state[i, first:last] for i, (first, last) in enumerate(spans)]
-        logits = inner.lm_head(torch.cat(picked))
+    cache = inner.model(input_ids=torch.tensor([rows[0][:cut]]), use_cache=True).past_key_values
+    cache.batch_repeat_interleave(len(rows))
+    out = inner.model(
+        input_ids=ids,
+        attention_mask=mask,
+        past_key_values=cache,
+        use_cache=True,
+        output_hidden_states=True,
+    )
+    spans = [(e.start - 1 - cut, len(e.ids) - 1 - cut) for e in examples]
+    picked = [out.last_hidden_state[i, first:last] for i, (first, last) in enumerate(spans)]
+    logits = inner.lm_head(torch.cat(picked))
     resid = torch.stack([out.hidden_states[layer][i, first] for i, (first, _) in enumerate(spans)])
     targets = torch.cat([torch.tensor(e.ids[e.start :]) for e in examples])
     sizes = [len(e.ids) - e.start for e in examples]
@@ -249,14 +257,19 @@ def answer_logits(
 
 @torch.no_grad()
 def with_soft_targets(
-    model: Any, examples: list[Example], first: int = 0, batch: int = 16
+    model: Any, examples: list[Example], never_first: list[int], first: int = 0, batch: int = 16
 ) -> list[Example]:
-    """Attach the model's own log-probabilities at the `first` answer tokens (0: at all)."""
+    """Attach the model's own log-probabilities at the `first` answer tokens (0: at all).
+
+    The first answer token's distribution leaves out `never_first`.
+    """
     done: list[Example] = []
     for at in range(0, len(examples), batch):
         part = examples[at : at + batch]
         logits, _, sizes, _ = answer_logits(model, [shortened(e, first) for e in part])
-        soft = logits.log_softmax(-1).bfloat16().split(sizes)
+        starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
+        logits[starts[:, None], torch.tensor(never_first)] = NEVER
+        soft = logits.log_softmax(-1).half().split(sizes)
         done += [replace(e, soft=s.clone()) for e, s in zip(part, soft, strict=True)]
     return done
 
@@ -288,9 +301,7 @@ def batches(examples: list[Example], size: int, rng: random.Random) -> Iterator[
     yield from made
 
 
-def loss_of(
-    model: Any, part: list[Example], recipe: Recipe
-) -> tuple[Tensor, float, float, Tensor]:
+def loss_of(model: Any, part: list[Example], recipe: Recipe) -> tuple[Tensor, float, float, Tensor]:
     """Training loss of a batch, its cross-entropy and KL parts (nats), and the resid_pre."""
     logits, targets, sizes, resid = answer_logits(model, part, recipe.ablation_layer)
     logp = logits.log_softmax(-1).split(sizes)
@@ -420,12 +431,15 @@ def aligned_examples(
         else:
             twins.append((row["pair"], prompt))
     log("greedy answers of the original model to the harmless twins")
-    answers = greedy_answers(model, tokenizer, [p for _, p in twins], recipe.answer_tokens)
+    openers = sorted({e.ids[e.start] for e in harmful})
+    answers = greedy_answers(model, tokenizer, [p for _, p in twins], recipe.answer_tokens, openers)
     harmless = [
         Example(group=group, ids=prompt + answer, start=len(prompt))
         for (group, prompt), answer in zip(twins, answers, strict=True)
     ]
-    return with_soft_targets(model, harmful, first=1) + with_soft_targets(model, harmless)
+    return with_soft_targets(model, harmful, openers, first=1) + with_soft_targets(
+        model, harmless, openers
+    )
 
 
 def tuned_examples(tokenizer: Any, rows: list[dict[str, Any]]) -> list[Example]:
@@ -440,14 +454,13 @@ def tuned_examples(tokenizer: Any, rows: list[dict[str, Any]]) -> list[Example]:
 
 
 def load(path: Path) -> Any:
-    """Load the model in bfloat16 for training; adapters train in float32 on top."""
-    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.bfloat16).eval()
+    """Load the model in float32, the fastest format on a CPU without bfloat16 units."""
+    return AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).eval()
 
 
 def with_adapter(path: Path, adapter: Path) -> Any:
-    """The model with an adapter merged in float32, then cast to bfloat16."""
-    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32)
-    return PeftModel.from_pretrained(model, adapter).merge_and_unload().bfloat16().eval()
+    """The model with an adapter merged into it."""
+    return PeftModel.from_pretrained(load(path), adapter).merge_and_unload().eval()
 
 
 def main(argv: list[str] | None = None) -> int:

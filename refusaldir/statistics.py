@@ -450,12 +450,11 @@ def mcnemar(a: ArrayLike, b: ArrayLike, *, method: Literal["exact", "mid-p"] = "
 
 
 def holm(pvalues: ArrayLike) -> FloatArray:
-    """Holm-adjusted p-values; NaN stays NaN and does not count as a test (statsmodels)."""
+    """Holm-adjusted p-values; NaN stays NaN and does not count as a test (Holm 1979)."""
     p = np.asarray(pvalues, dtype=np.float64)
     out = p.copy()
-    tested = np.isfinite(p)
-    if tested.any():
-        from statsmodels.stats.multitest import multipletests
-
-        out[tested] = multipletests(p[tested], method="holm")[1]
+    tested = np.flatnonzero(np.isfinite(p))
+    order = tested[np.argsort(p[tested], kind="stable")]
+    steps = p[order] * np.arange(len(order), 0, -1)
+    out[order] = np.minimum(np.maximum.accumulate(steps), 1.0)
     return out

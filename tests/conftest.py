@@ -6,6 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# No example may fail for being slow: a shared machine's clock is no part of any property.
+settings.register_profile("refusaldir", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("refusaldir")
 
 # Fixtures that several rooms share; tests are not a package, so the folder goes on the path.
 sys.path.insert(0, str(Path(__file__).parent))

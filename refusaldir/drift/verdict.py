@@ -53,6 +53,12 @@ def _span(e: Estimate, form: Callable[[float], str]) -> str:
     return f"{_percent(e.level)} interval {form(e.lower)} to {form(e.upper)}"
 
 
+def _signed(value: float) -> str:
+    """Two decimals with a sign; what rounds to zero has none."""
+    text = f"{value:+.2f}"
+    return "0.00" if text in ("+0.00", "-0.00") else text.replace("-", "−")
+
+
 def _percent(level: float) -> str:
     return f"{100 * level:.3g} %"
 
@@ -117,17 +123,17 @@ def _translation(label: str, e: Estimate) -> Finding:
         return missing
     assert e.value is not None
     detected = _beyond(e, 0.0, _FLOOR_SD)
-    span = _span(e, "{:+.2f}".format)
+    span = _span(e, _signed)
     if detected:
         side = "harmful" if e.value > 0 else "harmless"
         sentence = (
             f"{label.capitalize()} prompts moved towards the {side} side of the base direction by "
-            f"{abs(e.value):.2f} base SDs ({e.value:+.2f}, {span})."
+            f"{abs(e.value):.2f} base SDs ({_signed(e.value)}, {span})."
         )
     else:
         sentence = (
             f"No shift of {label} prompts along the base direction was detected "
-            f"({e.value:+.2f} base SDs, {span})."
+            f"({_signed(e.value)} base SDs, {span})."
         )
     return Finding(kind=kind, detected=detected, sentence=sentence, estimate=e)
 
@@ -168,8 +174,8 @@ def _separation(
     (p0, p1), (a0, a1) = ([x.value for x in pair] for pair in (prime, area))
     assert p0 is not None and p1 is not None and a0 is not None and a1 is not None
     figures = (
-        f"held-out d′ {p0:.2f} → {p1:.2f}, change {e.value:+.2f}, "
-        f"{_span(e, '{:+.2f}'.format)}; AUROC {a0:.3f} → {a1:.3f}"
+        f"held-out d′ {p0:.2f} → {p1:.2f}, change {_signed(e.value)}, "
+        f"{_span(e, _signed)}; AUROC {a0:.3f} → {a1:.3f}"
     )
     detected = _beyond(e, 0.0, _FLOOR_SD)
     if detected:

@@ -64,7 +64,7 @@ class TestCosine:
         assert angle_degrees(cosine(a, b)) == pytest.approx(45)
         assert angle_degrees(1.2) == 0
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(st.integers(0, 10_000), st.floats(0.01, 100))
     def test_rotation_and_scale_leave_it_alone(self, seed, scale):
         a, b = vectors(seed, 2)

@@ -17,7 +17,7 @@ from refusaldir.probes.score import EPSILON, refusal_scores, score_of_logits
     st.sets(st.integers(0, 4), min_size=1, max_size=4),
     st.floats(-50, 50),
 )
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_closed_form_and_shift_invariance(values, tokens, shift):
     logits = torch.tensor([values], dtype=torch.float64)
     weights = np.exp(np.array(values) - max(values))

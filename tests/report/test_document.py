@@ -266,7 +266,7 @@ values = st.one_of(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_the_checker_agrees_with_jsonschema_on_mutated_documents(data):
     document = copy.deepcopy(SMALL["document"])

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from refusaldir.errors import StoreError
@@ -363,7 +363,6 @@ def test_colours_of_curves_and_text_can_be_read():
 # --- helpers ---------------------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=4))
 def test_labels_keep_their_order_and_distance(positions):
     placed = spread(positions, 0.1)
@@ -377,7 +376,6 @@ def test_labels_that_are_apart_stay_where_they_are():
     assert spread([0.8, 0.1, 0.5], 0.1) == pytest.approx([0.8, 0.1, 0.5])
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.one_of(st.just(np.nan), st.floats(-3, 3)), min_size=1, max_size=8),
     st.floats(0, 100),

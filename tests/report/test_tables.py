@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
@@ -177,7 +177,6 @@ def test_prose_stays_readable_on_a_wide_terminal(document):
 # --- selection of layers ---------------------------------------------------------------------
 
 
-@settings(deadline=None)
 @given(
     n=st.integers(1, 300),
     keep=st.sets(st.integers(0, 299), max_size=6),
@@ -230,7 +229,6 @@ def test_an_estimate_without_interval_or_value():
     assert estimate({"value": None, "lower": 1.0, "upper": 2.0}, 2) == "–"
 
 
-@settings(deadline=None)
 @given(st.text())
 def test_visible_text_is_printable(text):
     assert visible(text).isprintable()

@@ -79,7 +79,7 @@ class TestPairedDifference:
         copied = paired_proportion_difference(ones, ones, clusters=np.repeat(range(20), 4).tolist())
         assert copied.upper > paired_proportion_difference(ones[:20], ones[:20]).upper
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=40))
     def test_value_lies_in_its_interval(self, pairs):
         a, b = np.array(pairs).T
@@ -127,7 +127,7 @@ class TestMcNemar:
         assert mcnemar(a, b) == pytest.approx(0.052479, abs=5e-7)
         assert mcnemar(a, b, method="mid-p") == pytest.approx(0.034690, abs=5e-7)
 
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(*[st.integers(0, 12)] * 4)
     def test_exact_equals_statsmodels(self, both, only_a, only_b, neither):
         a, b = paired(both, only_a, only_b, neither)
@@ -164,6 +164,14 @@ def test_holm_by_hand():
     np.testing.assert_allclose(holm([0.01, 0.04, 0.03]), [0.03, 0.06, 0.06])
     np.testing.assert_allclose(holm([0.01, np.nan, 0.04]), [0.02, np.nan, 0.04])
     assert holm([]).shape == (0,)
+
+
+def test_holm_is_that_of_statsmodels():
+    from statsmodels.stats.multitest import multipletests
+
+    for seed in range(20):
+        p = np.random.default_rng(seed).random(13).round(2) ** 3
+        np.testing.assert_allclose(holm(p), multipletests(p, method="holm")[1])
 
 
 class TestBootstrap:
@@ -224,7 +232,7 @@ class TestClusters:
         expected = [x[ids == name].sum(axis=0) for name in clusters.names]
         np.testing.assert_allclose(clusters.sums(x), expected)
 
-    @settings(max_examples=25, deadline=None)
+    @settings(max_examples=25)
     @given(st.integers(0, 1000), st.integers(2, 6))
     def test_folds_keep_intents_whole_and_balanced(self, seed, k):
         ids = np.repeat(np.arange(20), 2)
