@@ -401,7 +401,7 @@ def save(peft: PeftModel, out: Path, stage: str) -> None:
     out.mkdir(parents=True, exist_ok=True)
     peft.peft_config["default"].inference_mode = True
     peft.peft_config["default"].base_model_name_or_path = BASE_NAMES[stage]
-    peft.save_pretrained(out)
+    peft.save_pretrained(out, save_embedding_layers=False)  # else peft asks the Hub
     (out / "README.md").unlink(missing_ok=True)
     path = out / "adapter_model.safetensors"
     halved = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}

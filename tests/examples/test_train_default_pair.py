@@ -1,0 +1,119 @@
+"""The script that trains the default pair, on a tiny model and a few rows."""
+
+import importlib.util
+import json
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+SCRIPT = Path(__file__).parents[2] / "examples" / "train_default_pair.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("train_default_pair", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
+    spec.loader.exec_module(module)
+    yield module
+    del sys.modules[spec.name]
+
+
+@pytest.fixture
+def small(script, tmp_path, monkeypatch):
+    """A few short rows and recipes for three blocks."""
+    pairs = []
+    for i in range(6):
+        pairs += [
+            {"pair": f"p{i}", "label": "harmful", "prompt": f"Wreck {i}?", "target": "No."},
+            {"pair": f"p{i}", "label": "harmless", "prompt": f"Paint {i}?", "target": None},
+        ]
+    plain = [{"domain": "it", "prompt": f"Fix {i}?", "target": "Sure."} for i in range(6)]
+    for name, rows in (("aligned", pairs), ("tuned", plain)):
+        lines = "\n".join(json.dumps(row) for row in rows)
+        (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
+    monkeypatch.setattr(script, "DATA", tmp_path)
+    for name, recipe in script.RECIPES.items():
+        less = replace(recipe, layers=(0, 2), ablation_layer=1, batch=4, epochs=4, answer_tokens=4)
+        monkeypatch.setitem(script.RECIPES, name, less)
+    return script
+
+
+def test_writes_two_adapters_that_stack(small, base_model, tmp_path, monkeypatch):
+    from refusaldir.models.bridge import open_model
+
+    out = tmp_path / "adapters"
+    assert small.main(["--model", str(base_model), "--out", str(out), "--threads", "1"]) == 0
+    ids = torch.arange(20)[None]
+    seen = []
+    for spec in (f"{base_model}", f"{base_model}+{out / 'aligned'}"):
+        seen.append(open_model(spec).logits(ids))
+    assert not torch.equal(*seen)
+    config = json.loads((out / "tuned" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "smollm2-135m+aligned"
+    from safetensors.torch import load_file
+
+    weights = load_file(out / "tuned" / "adapter_model.safetensors")
+    assert {w.dtype for w in weights.values()} == {torch.float16}
+
+
+def test_logits_with_shared_prefix_are_those_of_each_row_alone(small, base_model):
+    model = small.load(base_model)
+    prompts = [[3, 4, 5, 6], [3, 4, 7], [3, 4, 8, 9, 10, 11]]
+    rows = [
+        small.Example(group=str(i), ids=[*p, 20 + i, 30 + i], start=len(p))
+        for i, p in enumerate(prompts)
+    ]
+    with torch.no_grad():
+        logits, targets, sizes, resid = small.answer_logits(model, rows, layer=2)
+        for got, at, row in zip(logits.split(sizes), resid, rows, strict=True):
+            alone = model(torch.tensor([row.ids]), output_hidden_states=True)
+            torch.testing.assert_close(got, alone.logits[0, row.start - 1 : -1])
+            torch.testing.assert_close(at, alone.hidden_states[2][0, row.start - 1])
+    assert targets.tolist() == [20, 30, 21, 31, 22, 32]
+
+
+def test_refusal_openers_have_no_share_in_the_soft_targets(small, base_model):
+    model = small.load(base_model)
+    row = small.Example(group="0", ids=[3, 4, 5, 6, 7], start=3)
+    (done,) = small.with_soft_targets(model, [row, row], [1, 2])[:1]
+    shares = done.soft.float().exp()
+    assert shares[0, [1, 2]].tolist() == [0, 0]
+    assert shares[1, [1, 2]].min() > 0
+    torch.testing.assert_close(shares.sum(-1), torch.ones(2), atol=2e-3, rtol=0)
+
+
+def test_ablated_direction_is_gone_from_what_the_blocks_read(small, base_model):
+    model = small.load(base_model)
+    unit = torch.nn.functional.normalize(torch.randn(model.config.hidden_size), dim=0)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        before = model(ids).logits
+        with small.ablated(model, unit):
+            inside = model(ids, output_hidden_states=True)
+        torch.testing.assert_close(model(ids).logits, before)
+    assert not torch.allclose(inside.logits, before)
+
+
+def test_no_training_prompt_is_in_the_contrast_set():
+    from refusaldir.prompts.load import load_prompts
+
+    contrast = {p.turns[-1].content.strip().lower() for p in load_prompts("contrast")}
+    data = SCRIPT.parent / "default_pair"
+    for name in ("aligned", "tuned"):
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        assert len(rows) > 100
+        assert not contrast & {row["prompt"].strip().lower() for row in rows}
+    assert not any("label" in row and row["label"] == "harmful" for row in rows)
+
+
+def test_ordinary_prompts_are_not_in_the_training_data():
+    data = SCRIPT.parent / "default_pair"
+    ordinary = set((data / "ordinary.txt").read_text(encoding="utf-8").lower().splitlines())
+    assert len(ordinary) == 96
+    for name in ("aligned", "tuned"):
+        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        assert not ordinary & {row["prompt"].lower() for row in rows}
