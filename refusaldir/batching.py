@@ -56,6 +56,7 @@ class SharedPrefix:
         ids: The shared tokens; may be empty.
         stop_after: Passed to `HookedModel.run`: layers after it are not computed, so the cache
             serves only runs that stop there as well.
+        copies: Rows to run it with, for hooks that treat each row in its own way.
 
     Attributes:
         length: Number of tokens actually cached: 0 where the model's cache cannot be expanded
@@ -68,6 +69,7 @@ class SharedPrefix:
         ids: Sequence[int],
         *,
         stop_after: tuple[str, int] | None = None,
+        copies: int = 1,
     ) -> None:
         """Run the prefix through the model; see the class docstring."""
         self.length = 0
@@ -81,7 +83,7 @@ class SharedPrefix:
             return
         with torch.inference_mode():
             model.run(
-                torch.tensor([list(ids)], device=model.device),
+                torch.tensor([list(ids)] * copies, device=model.device),
                 past_key_values=cache,
                 use_cache=True,
                 stop_after=stop_after,
@@ -89,20 +91,26 @@ class SharedPrefix:
         self._cache, self.length = cache, len(ids)
 
     def expand(self, rows: int) -> DynamicCache | None:
-        """Return a cache for a batch of ``rows``; the prefix itself is neither copied nor changed.
+        """Return a cache for a batch of ``rows`` from a prefix of one copy, which stays as it is.
 
         Updating the returned cache concatenates into new tensors, so the views over the batch
         stay intact.
         """
+        return self._with(lambda states: states.expand(rows, -1, -1, -1))
+
+    def take(self, copies: Int[Tensor, " batch"]) -> DynamicCache | None:
+        """Return a cache whose rows are the given copies of the prefix, in that order."""
+        return self._with(lambda states: states.index_select(0, copies.to(states.device)))
+
+    def _with(self, change: Callable[[Tensor], Tensor]) -> DynamicCache | None:
         if self._cache is None:
             return None
-        expanded = copy.copy(self._cache)
-        expanded.layers = [copy.copy(layer) for layer in self._cache.layers]
-        for layer in expanded.layers:
+        changed = copy.copy(self._cache)
+        changed.layers = [copy.copy(layer) for layer in self._cache.layers]
+        for layer in changed.layers:
             if layer.keys is not None:
-                layer.keys = layer.keys.expand(rows, -1, -1, -1)
-                layer.values = layer.values.expand(rows, -1, -1, -1)
-        return expanded
+                layer.keys, layer.values = change(layer.keys), change(layer.values)
+        return changed
 
 
 class Budget:

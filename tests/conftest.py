@@ -14,7 +14,7 @@ settings.load_profile("refusaldir")
 
 # Fixtures that several rooms share; tests are not a package, so the folder goes on the path.
 sys.path.insert(0, str(Path(__file__).parent))
-pytest_plugins = ["planted"]
+pytest_plugins = ["planted", "tiny"]
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"

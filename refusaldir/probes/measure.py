@@ -19,9 +19,9 @@ from refusaldir.probes.journal import Journal
 from refusaldir.probes.outcomes import JUDGE_ERROR, Judge, Judgement
 from refusaldir.probes.phrases import PhraseJudge
 from refusaldir.probes.refusal_tokens import RefusalTokens, find_refusal_tokens
-from refusaldir.probes.score import refusal_scores, score_of_logits
 from refusaldir.prompts.render import RenderedSet
 from refusaldir.records import content_hash
+from refusaldir.refusal_score import refusal_scores, score_of_logits
 
 
 def measure(

@@ -12,9 +12,9 @@ from refusaldir.probes.generate import generate
 from refusaldir.probes.measure import measure
 from refusaldir.probes.outcomes import Judgement
 from refusaldir.probes.refusal_tokens import RefusalTokens, given_refusal_tokens
-from refusaldir.probes.score import refusal_scores
 from refusaldir.prompts.render import ChatRenderer
 from refusaldir.prompts.schema import Prompt, PromptSet, Turn
+from refusaldir.refusal_score import refusal_scores
 
 
 def prompts(n: int = 12) -> PromptSet:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from refusaldir.errors import ProbeError
-from refusaldir.probes.score import EPSILON, refusal_scores, score_of_logits
+from refusaldir.refusal_score import EPSILON, refusal_scores, score_of_logits
 
 
 @given(
