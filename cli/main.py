@@ -12,7 +12,7 @@ import typer
 from refusaldir import __version__
 from refusaldir.errors import RefusaldirError
 
-from . import diff, extract, show
+from . import diff, extract, select, show
 
 app = typer.Typer(
     name="refusaldir",
@@ -26,6 +26,7 @@ app = typer.Typer(
     ),
 )
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
+app.command("select", epilog=select.EXAMPLES)(select.select)
 app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
 app.command("show", epilog=show.EXAMPLES)(show.show)
 

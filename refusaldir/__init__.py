@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from refusaldir.models.options import LoadOptions as LoadOptions
     from refusaldir.pipeline import Diff as Diff
     from refusaldir.pipeline import Extracted as Extracted
+    from refusaldir.pipeline import Selected as Selected
     from refusaldir.pipeline import diff as diff
     from refusaldir.pipeline import extract as extract
+    from refusaldir.pipeline import select as select
     from refusaldir.prompts.load import load_prompts as load_prompts
     from refusaldir.store import Capture as Capture
 
@@ -28,9 +30,11 @@ _HOMES = {
     "Extracted": "refusaldir.pipeline",
     "LoadOptions": "refusaldir.models.options",
     "RefusaldirError": "refusaldir.errors",
+    "Selected": "refusaldir.pipeline",
     "diff": "refusaldir.pipeline",
     "extract": "refusaldir.pipeline",
     "load_prompts": "refusaldir.prompts.load",
+    "select": "refusaldir.pipeline",
 }
 
 __version__ = "0.1.0"
@@ -41,9 +45,11 @@ __all__ = [
     "Extracted",
     "LoadOptions",
     "RefusaldirError",
+    "Selected",
     "diff",
     "extract",
     "load_prompts",
+    "select",
 ]
 
 

@@ -1,7 +1,7 @@
 """Composition root: the only room that wires the others together.
 
-`extract` captures one model; `diff` compares two. The command line calls these two functions and
-so may you:
+`extract` captures one model; `select` finds the direction in it that causes refusal; `diff`
+compares two. The command line calls these functions and so may you:
 
     import refusaldir as rd
 
@@ -13,5 +13,6 @@ so may you:
 from refusaldir.pipeline.comparison import Diff, diff
 from refusaldir.pipeline.extraction import Extracted, extract
 from refusaldir.pipeline.plan import ProgressFn
+from refusaldir.pipeline.selection import Selected, select
 
-__all__ = ["Diff", "Extracted", "ProgressFn", "diff", "extract"]
+__all__ = ["Diff", "Extracted", "ProgressFn", "Selected", "diff", "extract", "select"]

@@ -50,6 +50,16 @@ class RenderedSet:
         """Number of tokens of each prompt."""
         return tuple(map(len, self.ids))
 
+    def take(self, indices: Sequence[int]) -> "RenderedSet":
+        """Some of the prompts, in the order given."""
+        prompts = tuple(self.prompts[i] for i in indices)
+        return RenderedSet(
+            prompts=PromptSet(self.prompts.name, prompts, self.prompts.notes),
+            ids=tuple(self.ids[i] for i in indices),
+            texts=tuple(self.texts[i] for i in indices),
+            identity=self.identity,
+        )
+
     def check_positions(self, positions: Positions) -> None:
         """Check that every prompt reaches back to every position.
 

@@ -374,3 +374,29 @@ def test_help_and_version(run):
         if words:
             assert "Examples" in done.out
     assert refusaldir.__version__ in run("--version").out
+
+
+SELECT = ("--positions", "-1", "--refusal-token", "a", "--no-filter")
+
+
+def test_select_prints_and_writes(run, base_model, prompt_file, tmp_path):
+    words = ("select", base_model, "-p", prompt_file, *SELECT, "--out", "s")
+    done = run(*words, "--kl", "1e9", "--induce", "-1e9", "--depth", "1")
+    assert done.code == 0, done.err
+    assert "causes refusal" in " ".join(done.out.replace("│", " ").split())
+    assert "Next: refusaldir diff" in done.sentence
+    assert (tmp_path / "s" / "direction.safetensors").exists()
+    assert json.loads((tmp_path / "s" / "select.json").read_text())["format_version"] == 1
+    again = run(*words)
+    assert again.code == 2 and "holds a result already" in again.sentence
+
+
+def test_select_without_a_valid_direction_ends_well(run, base_model, prompt_file):
+    words = ("select", base_model, "-p", prompt_file, *SELECT, "--kl", "1e-12")
+    done = run(*words)
+    assert done.code == 0, done.err
+    text = " ".join(done.out.replace("│", " ").split())
+    assert "No valid direction" in text and "fails KL" in text
+    document = json.loads(run(*words, "--force", "--json").out)
+    assert document["selection"]["chosen"] is None
+    assert document["selection"]["nearest"]["kl_exact"]
