@@ -122,7 +122,7 @@ def select(
         progress: Called with stage, done and total.
 
     Returns:
-        The choice and what was written: ``select.json``, the responses, and
+        The choice and what was written: ``select.json``, the figure, the responses, and
         ``direction.safetensors`` where a valid direction was found.
 
     Raises:
@@ -241,6 +241,7 @@ def _written(
 ) -> Selected:
     from refusaldir.report.document import write_json
     from refusaldir.report.files import write_atomic
+    from refusaldir.report.selection_figure import write_selection_figure
 
     written = {"responses.jsonl": folder / "responses.jsonl"}
     stale = folder / "direction.safetensors"
@@ -248,6 +249,7 @@ def _written(
         written[stale.name] = write_atomic(stale, direction_bytes(direction))
     else:
         stale.unlink(missing_ok=True)
+    written |= {path.name: path for path in write_selection_figure(document, folder)}
     # Last, so that a folder with a select.json is complete.
     written["select.json"] = write_json(document, folder / "select.json")
     files = {name: path for name, path in written.items() if path.exists()}

@@ -47,13 +47,18 @@ def sentences(document: Row) -> list[str]:
     chosen, limits = found["chosen"], found["thresholds"]
     if chosen is not None:
         lines.append(
-            f"The direction at {_site(chosen)} causes refusal: ablating it takes the mean refusal "
-            f"score of harmful prompts from {_score(found['clean_harmful'])} to "
+            f"The direction at {_site(chosen)} meets every criterion: ablating it takes the mean "
+            f"refusal score of harmful prompts from {_score(found['clean_harmful'])} to "
             f"{_score(chosen['bypass'])}, adding it takes that of harmless prompts from "
             f"{_score(found['clean_harmless'])} to {_score(chosen['induce'])}, and ablating it "
             f"changes harmless answers little (KL {number(chosen['kl'], 3)} nats, at most "
             f"{number(limits['kl'], 2)} allowed)."
         )
+        if chosen["bypass"] >= 0:
+            lines.append(
+                "Yet with it ablated the model would still rather refuse harmful prompts: refusal "
+                "does not hang on this direction alone."
+            )
     else:
         lines.append("No valid direction: no candidate meets every criterion.")
         near = found["nearest"]

@@ -383,7 +383,7 @@ def test_select_prints_and_writes(run, base_model, prompt_file, tmp_path):
     words = ("select", base_model, "-p", prompt_file, *SELECT, "--out", "s")
     done = run(*words, "--kl", "1e9", "--induce", "-1e9", "--depth", "1")
     assert done.code == 0, done.err
-    assert "causes refusal" in " ".join(done.out.replace("│", " ").split())
+    assert "meets every criterion" in " ".join(done.out.replace("│", " ").split())
     assert "Next: refusaldir diff" in done.sentence
     assert (tmp_path / "s" / "direction.safetensors").exists()
     assert json.loads((tmp_path / "s" / "select.json").read_text())["format_version"] == 1

@@ -51,6 +51,8 @@ def test_writes_the_direction_of_the_training_prompts(base_model, prompt_file):
     assert written["selection"]["chosen"]["site"]["layer"] == site.layer
     assert written["prompts"]["validation"]["harmful"] == {"given": 4, "kept": 4}
     assert len(written["selection"]["candidates"]) == 6
+    assert {"select.png", "select.svg"} < set(result.files)
+    assert "meets every criterion" in result.files["select.svg"].read_text()
 
 
 def test_no_valid_direction_is_a_result_without_a_file(base_model, prompt_file):
