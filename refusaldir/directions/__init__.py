@@ -1,1 +1,1 @@
-"""Refusal directions: the mean difference, and the choice of a site on the base model."""
+"""Refusal directions: mean differences, and the choice of a site by separation or by cause."""

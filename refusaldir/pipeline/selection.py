@@ -20,7 +20,7 @@ from refusaldir.records import HARMFUL, HARMLESS
 from refusaldir.store import Capture, default_path, default_store, find_capture
 
 if TYPE_CHECKING:
-    from refusaldir.directions.causal import CausalChoice
+    from refusaldir.directions.candidates import CausalChoice
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.refusal_tokens import RefusalTokens
 
@@ -130,7 +130,8 @@ def select(
         PromptError: Too few prompts of a class are left.
         RefusaldirError: Whatever else the user can mend.
     """
-    from refusaldir.directions.causal import Thresholds, select_causal
+    from refusaldir.directions.candidates import Thresholds
+    from refusaldir.directions.causal import select_causal
 
     opening = Opening(
         spec=ModelSpec.parse(model), options=options or LoadOptions(), backend=backend

@@ -18,7 +18,9 @@ import torch
 from bench_capture import left_padded
 
 from refusaldir.capture import capture
-from refusaldir.directions.causal import Thresholds, kl_divergence, select_causal
+from refusaldir.directions.candidates import Thresholds
+from refusaldir.directions.causal import select_causal
+from refusaldir.directions.search import kl_divergence
 from refusaldir.models.bridge import hook_model
 from refusaldir.models.load import load_model
 from refusaldir.models.options import LoadOptions

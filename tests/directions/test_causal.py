@@ -5,12 +5,9 @@ import pytest
 import torch
 from plain import PlainHooks
 
-from refusaldir.directions.causal import (
-    EPSILON,
-    Thresholds,
-    kl_divergence,
-    select_causal,
-)
+from refusaldir.directions.candidates import Thresholds
+from refusaldir.directions.causal import select_causal
+from refusaldir.directions.search import EPSILON, kl_divergence
 from refusaldir.errors import DirectionError
 from refusaldir.refusal_score import EPSILON as SCORE_EPSILON
 
