@@ -190,14 +190,58 @@ def ranking_table(document: Row, *, limit: int = 10) -> RenderableType:
 
 
 def behaviour_tables(document: Row) -> list[RenderableType]:
-    """Return a table per axis of behaviour: rates by category, paired change, Holm p."""
+    """Return a table per axis of behaviour (rates by category, paired change, Holm p).
+
+    A last one has the change of the refusal score, where it was measured.
+    """
     behaviour = document["behaviour"]
     order = category_order(behaviour)
-    return [
-        _behaviour_table(title, behaviour["axes"][name], order, behaviour["test"])
+    axes = {name: axis for name, axis in behaviour["axes"].items() if axis is not None}
+    tables = [
+        _behaviour_table(title, axes[name], order, behaviour["test"])
         for name, title in AXIS_TITLES.items()
-        if behaviour["axes"][name] is not None
+        if name in axes
     ]
+    if any(axis["overall"]["score_difference"] is not None for axis in axes.values()):
+        tables.append(_score_table(behaviour, axes, order))
+    return tables
+
+
+def _score_table(behaviour: Row, axes: Mapping[str, Row], order: Sequence[str]) -> RenderableType:
+    """Change of the first-token refusal score by category, harmful and harmless side by side."""
+    sides = {"refusal": "harmful", "over_refusal": "harmless"}
+    names = [name for name in sides if name in axes]
+    tables = []
+    for interval in (True, False):
+        layout = table()
+        layout.add_column("category", overflow="fold", min_width=10, max_width=25)
+        for name in names:
+            cell = axes[name]["overall"]["score_difference"]
+            level = percent(cell["level"]).replace(" ", "") if cell else ""
+            add_numbers(layout, f"{sides[name]} [{level}]" if interval and level else sides[name])
+        rows = {
+            name: {
+                row["category"]: row for row in [axes[name]["overall"], *axes[name]["categories"]]
+            }
+            for name in names
+        }
+        for i, category in enumerate([None, *order]):
+            if not any(category in rows[name] for name in names):
+                continue
+            cells = [rows[name].get(category, {}).get("score_difference") for name in names]
+            texts = [
+                "–" if cell is None else estimate(cell, 2, interval=interval, signed=True)
+                for cell in cells
+            ]
+            title = Text("all prompts" if category is None else visible(category))
+            layout.add_row(title, *map(Text, texts), style="" if i else "bold", end_section=i == 0)
+        tables.append(layout)
+    tokens = ", ".join(f"“{visible(text)}”" for text in behaviour["refusal_tokens"])
+    line = (
+        "Mean change of the refusal score, tuned minus base, in nats: log odds that the first "
+        f"token of the response is {tokens}. Below zero: refusal is less likely."
+    )
+    return Group(heading("First-token refusal score"), Widest(*tables), notes([line]))
 
 
 def _behaviour_table(title: str, axis: Row, order: Sequence[str], test: str) -> RenderableType:

@@ -143,6 +143,27 @@ def test_behaviour_rows_come_in_order_with_their_marks(document):
         assert f" {100 * row['base_rate']['value']:.1f} " in line
 
 
+def test_the_change_of_the_refusal_score_stands_beside_the_rates(mutable):
+    axes = mutable["behaviour"]["axes"]
+    title = "First-token refusal score"
+    assert title not in draw(diff_report(mutable))
+    mutable["behaviour"]["refusal_tokens"] = ["I", "Sor\nry"]
+    for k, axis in enumerate(axes.values()):
+        for i, row in enumerate((axis["overall"], *axis["categories"])):
+            value = -1.5 + k + i / 10
+            row["score_difference"] = {**row["difference"], "value": value, "lower": value - 1}
+            row["score_difference"]["upper"] = value + 1
+    axes["over_refusal"]["categories"][0]["score_difference"] = None
+    text = draw(diff_report(mutable)).split(title)[1]
+    assert "“I”, “Sor\\nry”" in text
+    assert row_of(text, "all prompts").split(maxsplit=2)[2].split("  ")[0] == "−1.50 [−2.50, −0.50]"
+    for i, row in enumerate(axes["refusal"]["categories"], start=1):
+        line = row_of(text, row["category"][:14])
+        assert f"{number(-1.5 + i / 10, 2, signed=True)} [" in line
+    missing = row_of(text, axes["over_refusal"]["categories"][0]["category"][:14])
+    assert missing.rstrip().endswith("–")
+
+
 def test_unjudged_responses_are_counted_by_kind(drift, behaviour):
     from refusaldir.report.document import build_document
 
