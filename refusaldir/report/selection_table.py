@@ -51,8 +51,8 @@ def sentences(document: Row) -> list[str]:
             f"refusal score of harmful prompts from {_score(found['clean_harmful'])} to "
             f"{_score(chosen['bypass'])}, adding it takes that of harmless prompts from "
             f"{_score(found['clean_harmless'])} to {_score(chosen['induce'])}, and ablating it "
-            f"changes harmless answers little (KL {number(chosen['kl'], 3)} nats, at most "
-            f"{number(limits['kl'], 2)} allowed)."
+            f"changes the first token of harmless answers by {number(chosen['kl'], 3)} nats of KL "
+            f"(at most {number(limits['kl'], 2)} allowed)."
         )
         if chosen["bypass"] >= 0:
             lines.append(
