@@ -36,6 +36,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusaldir.models.embedded import embedded_model
+from refusaldir.records import common_prefix_length
 
 DATA = Path(__file__).parent / "default_pair"
 BASE_NAMES = {"aligned": "smollm2-135m", "tuned": "smollm2-135m+aligned"}
@@ -184,19 +185,12 @@ def greedy_answers(
     return [answers[i] for i in range(len(prompts))]
 
 
-def shared_prefix(rows: list[list[int]]) -> int:
-    """Length of the prefix that all rows share: the template's system prompt."""
-    first = rows[0]
-    width = min(map(len, rows)) - 1
-    return next((k for k in range(width) if any(r[k] != first[k] for r in rows)), width)
-
-
 @contextmanager
-def ablated(model: Any, unit: Tensor | None) -> Iterator[None]:
+def ablated(model: Any, unit: Tensor) -> Iterator[None]:
     """Remove a unit direction from every block input, attention output and MLP output."""
 
     def project(x: Tensor) -> Tensor:
-        u = unit.to(x.dtype)  # type: ignore[union-attr]
+        u = unit.to(x.dtype)
         return x - (x @ u)[..., None] * u
 
     def before(_: Any, args: Any, kwargs: Any) -> Any:
@@ -209,7 +203,7 @@ def ablated(model: Any, unit: Tensor | None) -> Iterator[None]:
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     handles = []
-    for block in inner.model.layers if unit is not None else ():
+    for block in inner.model.layers:
         handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
         handles.append(block.self_attn.register_forward_hook(after))
         handles.append(block.mlp.register_forward_hook(after))
@@ -234,7 +228,8 @@ def answer_logits(
     """
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     rows = [e.ids for e in examples]
-    cut = shared_prefix([e.ids[: e.start] for e in examples])
+    prompts = [e.ids[: e.start] for e in examples]
+    cut = min(common_prefix_length(prompts), min(map(len, prompts)) - 1)
     ids, mask = pad([row[cut:] for row in rows], 0, left=False)
     mask = torch.cat([torch.ones((len(rows), cut), dtype=torch.long), mask], dim=1)
     cache = inner.model(input_ids=torch.tensor([rows[0][:cut]]), use_cache=True).past_key_values

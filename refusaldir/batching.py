@@ -198,7 +198,7 @@ def run_batches(
         rows = _rows_that_fit(
             [lengths[i] - prefix.length for i in order[start:]], budget.tokens, batch_size
         )
-        batch = _collate(sequences, order[start : start + rows], prefix.length, model.device)
+        batch = collate(sequences, order[start : start + rows], prefix.length, model.device)
         began = time.perf_counter()
         try:
             result = step(batch, prefix.expand(rows))
@@ -246,9 +246,10 @@ def _rows_that_fit(lengths: Sequence[int], tokens: int, batch_size: int | None) 
     return most
 
 
-def _collate(
+def collate(
     sequences: Sequence[Sequence[int]], rows: Sequence[int], start: int, device: torch.device
 ) -> TokenBatch:
+    """Batch some sequences from token ``start`` on, padded on the right, on a device."""
     lengths = [len(sequences[i]) - start for i in rows]
     # Any token will do as padding: nothing to its left can see it.
     ids = np.zeros((len(rows), max(lengths)), dtype=np.int64)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from refusaldir.batching import FIRST_BUDGET, SharedPrefix, is_out_of_memory
+from refusaldir.batching import FIRST_BUDGET, SharedPrefix, collate, is_out_of_memory
 from refusaldir.errors import CaptureError
 from refusaldir.hooks import Intervention, intervene
 from refusaldir.models.bridge import HookedModel
@@ -81,18 +81,16 @@ class Variants:
     def _run(self, pairs: Sequence[tuple[int, Sequence[int]]]) -> Tensor:
         device = self._model.device
         variants = torch.tensor([variant for variant, _ in pairs], device=device)
-        suffixes = [list(sequence[self._prefix.length :]) for _, sequence in pairs]
-        lengths = torch.tensor([len(suffix) for suffix in suffixes], device=device)
-        ids = torch.zeros((len(pairs), int(lengths.max())), dtype=torch.long)
-        for row, suffix in enumerate(suffixes):
-            ids[row, : len(suffix)] = torch.tensor(suffix)
+        batch = collate(
+            [sequence for _, sequence in pairs], range(len(pairs)), self._prefix.length, device
+        )
         cache = self._prefix.take(variants)
         with torch.inference_mode(), intervene(self._model, *self._interventions(variants)):
             return self._model.logits(
-                ids.to(device),
+                batch.input_ids,
                 past_key_values=cache,
                 use_cache=cache is not None,
-                lengths=lengths,
+                lengths=batch.lengths,
             )
 
 

@@ -92,7 +92,9 @@ class Search:
         for i, value in zip(passing, self._induce(measured, vectors, passing), strict=True):
             measured[i] = replace(measured[i], induce=value)
         passing = [i for i in passing if exhaustive or not self._fails_induce(measured[i])]
-        for i, value in zip(passing, self._bypass(ablated, passing), strict=True):
+        for i, value in zip(
+            passing, self._mean_scores(ablated, passing, self.harmful), strict=True
+        ):
             measured[i] = replace(measured[i], bypass=value)
         return [replace(c, dropped=self._why(c)) for c in measured]
 
@@ -191,9 +193,6 @@ class Search:
 
         added = Variants(self.model, self.prefix, len(chosen), interventions)
         return self._mean_scores(added, range(len(chosen)), self.harmless)
-
-    def _bypass(self, ablated: Variants, chosen: Sequence[int]) -> list[float]:
-        return self._mean_scores(ablated, chosen, self.harmful)
 
     def _mean_scores(
         self, variants: Variants, chosen: Sequence[int], prompts: Sequence[Sequence[int]]
