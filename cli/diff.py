@@ -41,7 +41,7 @@ def diff(
     position: Annotated[
         int | None,
         typer.Option(
-            help="Token offset to compare at, e.g. -1; the base's best otherwise.",
+            help="Token offset to compare at, e.g. -1; the selected direction's otherwise.",
             rich_help_panel="Capture",
         ),
     ] = None,
@@ -55,6 +55,22 @@ def diff(
     allow_dtype_mismatch: Annotated[
         bool, typer.Option("--allow-dtype-mismatch", help="Compare captures of unlike precision.")
     ] = False,
+    select: Annotated[
+        str,
+        typer.Option(
+            help="Follow the direction that causes refusal in base: on, off, or auto: on for "
+            "model specs; for captures, what lies beside base's.",
+            rich_help_panel="Direction",
+        ),
+    ] = "auto",
+    follow_nearest: Annotated[
+        bool,
+        typer.Option(
+            "--follow-nearest",
+            help="Where no direction is valid, follow the nearest candidate all the same.",
+            rich_help_panel="Direction",
+        ),
+    ] = False,
     behaviour: Annotated[
         str,
         typer.Option(
@@ -65,27 +81,19 @@ def diff(
     max_new_tokens: Annotated[
         int, typer.Option(min=1, help="Length of the generations.", rich_help_panel=_BEHAVIOUR)
     ] = 64,
-    refusal_token: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="First token of a refusal; found from the base's own refusals otherwise. "
-            "Repeat for more.",
-            rich_help_panel=_BEHAVIOUR,
-        ),
-    ] = None,
+    refusal_token: options.RefusalToken = None,
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for diff.json and the figures.")] = None,
     store: options.Store = None,
     force: options.Force = False,
     json: options.Json = False,
 ) -> None:
-    """Compare two models: drift of the refusal direction, and behaviour.
+    """Compare two models: drift of the refusal direction, its cause, and behaviour.
 
     Writes diff.json, the figures (PNG and SVG) and the responses, which stay
     on this machine. What was cut off earlier is continued.
     """
     from refusaldir import pipeline
-    from refusaldir.models.options import LoadOptions
     from refusaldir.report.document import to_json
     from refusaldir.report.tables import diff_report
 
@@ -95,27 +103,17 @@ def diff(
         result = pipeline.diff(
             base,
             tuned,
-            prompts=prompts,
-            harmful=harmful,
-            harmless=harmless,
-            column_map=options.parse_column_map(column_map),
-            limit=limit,
-            system=system,
-            thinking=thinking,
-            template=options.read_template(template),
+            **options.source(
+                prompts, harmful, harmless, column_map, limit, system, thinking, template
+            ),
             hook=hook,
             positions=positions,
             position=position,
             batch_size=batch_size,
-            options=LoadOptions(
-                dtype=dtype,
-                device=device,
-                device_map=device_map,
-                quantize=quantize,
-                trust_remote_code=trust_remote_code,
-            ),
-            backend=backend,
+            **options.opening(dtype, device, device_map, quantize, trust_remote_code, backend),
             allow_dtype_mismatch=allow_dtype_mismatch,
+            select=select,
+            follow_nearest=follow_nearest,
             behaviour=behaviour,
             max_new_tokens=max_new_tokens,
             refusal_tokens=refusal_token,

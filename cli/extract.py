@@ -13,6 +13,8 @@ refusaldir extract smollm2-135m+aligned
 
 refusaldir extract ./my-model+./my-lora --harmful bad.txt --harmless good.txt --out mine.h5
 
+refusaldir extract ./my-model --select --out mine.h5
+
 refusaldir extract org/model@main --dtype bfloat16 --device cuda --positions inst,post --resume
 """
 
@@ -44,6 +46,12 @@ def extract(
     quantize: options.Quantize = None,
     trust_remote_code: options.TrustRemoteCode = False,
     backend: options.Backend = "auto",
+    select: Annotated[
+        bool,
+        typer.Option(
+            "--select", help="Also select the direction that causes refusal (refusaldir select)."
+        ),
+    ] = False,
     out: Annotated[
         Path | None, typer.Option(help="The HDF5 file to write; named by itself otherwise.")
     ] = None,
@@ -56,10 +64,10 @@ def extract(
 
     One HDF5 file holds every layer asked for at the same token positions of
     every prompt, and the mean differences. A file with the same provenance
-    is kept as it is.
+    is kept as it is. With --select, a folder beside it holds the direction
+    that causes refusal.
     """
     from refusaldir import pipeline
-    from refusaldir.models.options import LoadOptions
     from refusaldir.report.document import to_json
     from refusaldir.report.tables import capture_table
     from refusaldir.store import summary
@@ -69,26 +77,15 @@ def extract(
     with progress(quiet=json) as report:
         result = pipeline.extract(
             model,
-            prompts=prompts,
-            harmful=harmful,
-            harmless=harmless,
-            column_map=options.parse_column_map(column_map),
-            limit=limit,
-            system=system,
-            thinking=thinking,
-            template=options.read_template(template),
+            **options.source(
+                prompts, harmful, harmless, column_map, limit, system, thinking, template
+            ),
             hooks=tuple(dict.fromkeys(hook)),
             layers=options.parse_layers(layers),
             positions=positions,
             batch_size=batch_size,
-            options=LoadOptions(
-                dtype=dtype,
-                device=device,
-                device_map=device_map,
-                quantize=quantize,
-                trust_remote_code=trust_remote_code,
-            ),
-            backend=backend,
+            **options.opening(dtype, device, device_map, quantize, trust_remote_code, backend),
+            select=select,
             out=out,
             store=store,
             resume=resume,
@@ -96,9 +93,16 @@ def extract(
             progress=report,
         )
     if json:
-        typer.echo(to_json({**summary(result.path), "reused": result.reused}))
+        found = {**summary(result.path), "reused": result.reused}
+        if result.selected is not None:
+            found["selected"] = result.selected.document
+        typer.echo(to_json(found))
         return
     stdout().print(capture_table(summary(result.path)))
+    if result.selected is not None:
+        from refusaldir.report.selection_table import selection_report
+
+        stdout().print(selection_report(result.selected.document))
     note = stderr()
     if result.reused:
         note.print(f"Kept: {result.path} holds this capture already (--force makes it anew).")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -126,6 +126,60 @@ Store = Annotated[
         rich_help_panel=_CAPTURE,
     ),
 ]
+_CRITERIA = "Criteria of a direction that causes refusal"
+Criterion = Annotated[
+    str,
+    typer.Option(
+        help="refusal_score (Arditi et al. 2024) or cosmic (Siu et al. 2025, needs no refusal "
+        "tokens; also what is used where none are found).",
+        rich_help_panel=_CRITERIA,
+    ),
+]
+Estimator = Annotated[
+    str,
+    typer.Option(
+        help="mean_diff, lda, logistic, pca, winsorised, or all: compare them; mean_diff decides.",
+        rich_help_panel=_CRITERIA,
+    ),
+]
+Kl = Annotated[float, typer.Option(help="Largest mean KL, in nats.", rich_help_panel=_CRITERIA)]
+Induce = Annotated[
+    float,
+    typer.Option(help="Least mean refusal score with the vector added.", rich_help_panel=_CRITERIA),
+]
+Depth = Annotated[
+    float, typer.Option(help="Share of the layers searched.", rich_help_panel=_CRITERIA)
+]
+RefusalToken = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="First token of a refusal; found from the model's (in diff, base's) own refusals "
+        "otherwise. Repeat for more.",
+        rich_help_panel=_CRITERIA,
+    ),
+]
+FilterPrompts = Annotated[
+    bool,
+    typer.Option(
+        "--filter/--no-filter",
+        help="Use only prompts that the model refuses or answers as their label says.",
+        rich_help_panel=_CRITERIA,
+    ),
+]
+Validation = Annotated[
+    int,
+    typer.Option(
+        min=4, help="Most prompts a class that score candidates.", rich_help_panel=_CRITERIA
+    ),
+]
+Exhaustive = Annotated[
+    bool,
+    typer.Option(
+        "--exhaustive",
+        help="Measure every score, also where it cannot change the choice.",
+        rich_help_panel=_CRITERIA,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
@@ -189,3 +243,49 @@ def read_template(choice: str | None) -> str | None:
             got=getattr(error, "strerror", None) or "not UTF-8 text",
             where=choice,
         ) from error
+
+
+def source(
+    prompts: str | None,
+    harmful: Path | None,
+    harmless: Path | None,
+    column_map: Sequence[str] | None,
+    limit: int | None,
+    system: str,
+    thinking: bool | None,
+    template: str | None,
+) -> dict[str, Any]:
+    """What every command hands on about prompts and how they become tokens."""
+    return {
+        "prompts": prompts,
+        "harmful": harmful,
+        "harmless": harmless,
+        "column_map": parse_column_map(column_map),
+        "limit": limit,
+        "system": system,
+        "thinking": thinking,
+        "template": read_template(template),
+    }
+
+
+def opening(
+    dtype: str,
+    device: str,
+    device_map: str | None,
+    quantize: str | None,
+    trust_remote_code: bool,
+    backend: str,
+) -> dict[str, Any]:
+    """What every command hands on about how to open a model."""
+    from refusaldir.models.options import LoadOptions
+
+    return {
+        "options": LoadOptions(
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            quantize=quantize,
+            trust_remote_code=trust_remote_code,
+        ),
+        "backend": backend,
+    }

@@ -11,12 +11,12 @@ EXAMPLES = """[bold]Examples[/bold]
 
 refusaldir select smollm2-135m+aligned
 
+refusaldir select smollm2-135m+aligned --check 3
+
 refusaldir select ./my-model --harmful bad.txt --harmless good.txt --refusal-token I
 
-refusaldir select org/model --device cuda --dtype bfloat16 --exhaustive
+refusaldir select org/model --device cuda --dtype bfloat16 --estimator all
 """
-
-_CRITERIA = "Criteria"
 
 
 def select(
@@ -44,43 +44,28 @@ def select(
     quantize: options.Quantize = None,
     trust_remote_code: options.TrustRemoteCode = False,
     backend: options.Backend = "auto",
-    kl: Annotated[
-        float, typer.Option(help="Largest mean KL, in nats.", rich_help_panel=_CRITERIA)
-    ] = 0.1,
-    induce: Annotated[
-        float,
+    criterion: options.Criterion = "refusal_score",
+    estimator: options.Estimator = "mean_diff",
+    kl: options.Kl = 0.1,
+    induce: options.Induce = 0.0,
+    depth: options.Depth = 0.8,
+    refusal_token: options.RefusalToken = None,
+    filter_prompts: options.FilterPrompts = True,
+    validation: options.Validation = 32,
+    exhaustive: options.Exhaustive = False,
+    check: Annotated[
+        int | None,
         typer.Option(
-            help="Least mean refusal score with the vector added.", rich_help_panel=_CRITERIA
-        ),
-    ] = 0.0,
-    depth: Annotated[
-        float, typer.Option(help="Share of the layers searched.", rich_help_panel=_CRITERIA)
-    ] = 0.8,
-    refusal_token: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="First token of a refusal; found from the model's own refusals otherwise. "
-            "Repeat for more.",
-            rich_help_panel=_CRITERIA,
+            min=0,
+            help="Let the model answer held-out prompts with the direction ablated and added, "
+            "against this many random directions.",
+            metavar="N",
         ),
     ] = None,
-    filter_prompts: Annotated[
-        bool,
-        typer.Option(
-            "--filter/--no-filter",
-            help="Use only prompts that the model refuses or answers as their label says.",
-            rich_help_panel=_CRITERIA,
-        ),
-    ] = True,
-    exhaustive: Annotated[
-        bool,
-        typer.Option(
-            "--exhaustive",
-            help="Measure every score, also where it cannot change the choice.",
-            rich_help_panel=_CRITERIA,
-        ),
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of the split where there is none.")] = 0,
+    seed: Annotated[
+        int,
+        typer.Option(help="Seed of the prompts that score candidates and of a missing split."),
+    ] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for the results.")] = None,
     store: options.Store = None,
     force: options.Force = False,
@@ -89,10 +74,10 @@ def select(
     """Choose the direction that causes refusal: ablated, refusals go; added, they come.
 
     The criteria are those of Arditi et al. (2024). That no direction meets
-    them is a result too, and ends with exit code 0.
+    them is a result too, and ends with exit code 0. The results lie in a
+    folder beside the capture, where diff finds them.
     """
     from refusaldir import pipeline
-    from refusaldir.models.options import LoadOptions
     from refusaldir.report.document import to_json
     from refusaldir.report.selection_table import selection_report
 
@@ -101,31 +86,25 @@ def select(
     with progress(quiet=json) as report:
         result = pipeline.select(
             model,
-            prompts=prompts,
-            harmful=harmful,
-            harmless=harmless,
-            column_map=options.parse_column_map(column_map),
-            limit=limit,
-            system=system,
-            thinking=thinking,
-            template=options.read_template(template),
+            **options.source(
+                prompts, harmful, harmless, column_map, limit, system, thinking, template
+            ),
             positions=positions,
             batch_size=batch_size,
-            options=LoadOptions(
-                dtype=dtype,
-                device=device,
-                device_map=device_map,
-                quantize=quantize,
-                trust_remote_code=trust_remote_code,
+            **options.opening(dtype, device, device_map, quantize, trust_remote_code, backend),
+            criteria=pipeline.Criteria(
+                criterion=criterion,
+                estimator=estimator,
+                kl=kl,
+                induce=induce,
+                depth=depth,
+                refusal_tokens=tuple(refusal_token) if refusal_token else None,
+                filter_prompts=filter_prompts,
+                validation=validation,
+                exhaustive=exhaustive,
+                seed=seed,
             ),
-            backend=backend,
-            refusal_tokens=refusal_token,
-            filter_prompts=filter_prompts,
-            kl=kl,
-            induce=induce,
-            depth=depth,
-            exhaustive=exhaustive,
-            seed=seed,
+            check=check,
             out=out,
             store=store,
             force=force,

@@ -18,18 +18,32 @@ refusaldir show activations/demo/diff/diff.json --csv
 def show(
     file: Annotated[
         Path,
-        typer.Argument(help="A capture (.h5), a diff.json or its folder.", show_default=False),
+        typer.Argument(
+            help="A capture (.h5), a diff.json, a select.json, or their folder.", show_default=False
+        ),
     ],
     json: options.Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print a diff's tables as CSV.")] = False,
 ) -> None:
-    """Print what is in a capture or a diff; loads neither torch nor a model."""
+    """Print what is in a capture, a selection or a diff; loads neither torch nor a model."""
     from refusaldir.report.document import load_document, tables_csv, to_json
+    from refusaldir.report.selection_table import selection_report
     from refusaldir.report.tables import capture_table, diff_report
 
     from .console import stdout
 
-    path = file / "diff.json" if file.is_dir() else file
+    path = file
+    if file.is_dir():
+        path = file / ("select.json" if (file / "select.json").exists() else "diff.json")
+    if path.name == "select.json":
+        from refusaldir.pipeline.selected import read_document
+
+        selection = read_document(path)
+        if json:
+            typer.echo(to_json(selection))
+        else:
+            stdout().print(selection_report(selection))
+        return
     if path.suffix == ".json":
         document = load_document(path)
         if csv:

@@ -12,13 +12,17 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from refusaldir.directions.exchange import load_direction as load_direction
+    from refusaldir.directions.reference import import_direction as import_direction
     from refusaldir.errors import RefusaldirError as RefusaldirError
     from refusaldir.models.options import LoadOptions as LoadOptions
+    from refusaldir.pipeline import Criteria as Criteria
     from refusaldir.pipeline import Diff as Diff
     from refusaldir.pipeline import Extracted as Extracted
     from refusaldir.pipeline import Selected as Selected
     from refusaldir.pipeline import diff as diff
     from refusaldir.pipeline import extract as extract
+    from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
     from refusaldir.prompts.load import load_prompts as load_prompts
     from refusaldir.store import Capture as Capture
@@ -26,6 +30,7 @@ if TYPE_CHECKING:
 # Importing torch takes seconds; help and reports do without it.
 _HOMES = {
     "Capture": "refusaldir.store",
+    "Criteria": "refusaldir.pipeline",
     "Diff": "refusaldir.pipeline",
     "Extracted": "refusaldir.pipeline",
     "LoadOptions": "refusaldir.models.options",
@@ -33,7 +38,10 @@ _HOMES = {
     "Selected": "refusaldir.pipeline",
     "diff": "refusaldir.pipeline",
     "extract": "refusaldir.pipeline",
+    "import_direction": "refusaldir.directions.reference",
+    "load_direction": "refusaldir.directions.exchange",
     "load_prompts": "refusaldir.prompts.load",
+    "read_direction": "refusaldir.pipeline",
     "select": "refusaldir.pipeline",
 }
 
@@ -41,6 +49,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Capture",
+    "Criteria",
     "Diff",
     "Extracted",
     "LoadOptions",
@@ -48,7 +57,10 @@ __all__ = [
     "Selected",
     "diff",
     "extract",
+    "import_direction",
+    "load_direction",
     "load_prompts",
+    "read_direction",
     "select",
 ]
 

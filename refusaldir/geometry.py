@@ -1,4 +1,4 @@
-"""Pure vector maths on float64 numpy arrays: unit, cosine, project, corrected inner products.
+"""Pure vector maths on float64 numpy arrays: unit, cosine, project, subspaces, inner products.
 
 Inner products of *sample* means are biased. If ``m̂ₐ`` and ``m̂ᵦ`` average noisy activations of the
 same prompts, then ``E[m̂ₐ·m̂ᵦ] = mₐ·mᵦ + tr Cov(m̂ₐ, m̂ᵦ)``: noise inflates norms, and noise shared
@@ -69,6 +69,62 @@ def project(
 def angle_degrees(cos: float) -> float:
     """Angle of a cosine in degrees, in [0, 180]; a corrected cosine beyond ±1 gives the end."""
     return float(np.degrees(np.arccos(np.clip(cos, -1.0, 1.0))))
+
+
+def principal_angles(
+    a: Float[np.ndarray, "j d_model"], b: Float[np.ndarray, "k d_model"]
+) -> Float[np.ndarray, " angle"]:
+    """Principal angles in radians, ascending, between the spans of the rows of two matrices.
+
+    Small angles come from sines and large ones from cosines (Knyazev & Argentati 2002, SIAM J.
+    Sci. Comput. 23:2008), so that neither end loses digits; ``scipy.linalg.subspace_angles``
+    mixes the two up when angles of both kinds occur. The rows need not be orthonormal.
+
+    Raises:
+        DirectionError: When a matrix has no rows, rows that are linearly dependent, or values
+            that are not finite.
+    """
+    for rows in (a, b):
+        if rows.size == 0 or not np.all(np.isfinite(rows)):
+            raise DirectionError(
+                "a subspace needs finite rows", got=f"{len(rows)} rows of {rows.shape[1]} values"
+            )
+        if (rank := int(np.linalg.matrix_rank(rows))) < len(rows):
+            raise DirectionError(
+                "the rows that span a subspace are linearly dependent",
+                expected=f"{len(rows)} independent rows",
+                got=f"rank {rank}",
+            )
+    small, large = (np.linalg.qr(m.T)[0] for m in sorted((a, b), key=len))
+    cross = large.T @ small
+    cosines = np.minimum(np.linalg.svd(cross, compute_uv=False), 1.0)
+    sines = np.minimum(np.linalg.svd(small - large @ cross, compute_uv=False), 1.0)[::-1]
+    angles: FloatArray = np.where(cosines**2 >= 0.5, np.arcsin(sines), np.arccos(cosines))
+    return angles
+
+
+def overlap(a: Float[np.ndarray, "j d_model"], b: Float[np.ndarray, "k d_model"]) -> float:
+    """Share of the smaller subspace inside the larger, ``‖A Bᵀ‖²_F / min(j, k)``, in [0, 1].
+
+    It is the mean squared cosine of the principal angles. Two random subspaces of d dimensions
+    overlap by max(j, k)/d; noise in few dimensions overlaps more, so compare with its own null.
+
+    Args:
+        a: Orthonormal rows.
+        b: Orthonormal rows.
+
+    Raises:
+        DirectionError: When the rows are not orthonormal.
+    """
+    for rows in (a, b):
+        gram = rows @ rows.T
+        if rows.size == 0 or not np.allclose(gram, np.eye(len(rows)), rtol=0, atol=1e-6):
+            raise DirectionError(
+                "an overlap needs orthonormal bases",
+                expected="rows of norm 1 at right angles to each other",
+                got=f"{len(rows)} rows that are not",
+            )
+    return float(np.sum((a @ b.T) ** 2)) / min(len(a), len(b))
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -5,16 +5,19 @@ prompts, the refusal score s being that of `refusaldir.refusal_score`:
 
 - **bypass**: mean s of harmful prompts with the unit direction ablated everywhere;
 - **induce**: mean s of harmless prompts with the raw vector added at its layer, all positions;
-- **KL**: mean KL(clean ‖ ablated) in nats of the next-token distribution of harmless prompts,
-  ``Σ p (log(p + ε) − log(q + ε))`` with ε = 1e-6.
+- **KL**: mean KL(clean ‖ ablated) in nats of the next-token distribution of harmless prompts, see
+  `refusaldir.directions.divergence`.
 
 The candidate with the least bypass among those with KL ≤ 0.1, induce ≥ 0 and layer < ⌊0.8 L⌋
-is chosen. That none passes is a result: `CausalChoice.nearest` then holds the candidate that
-came closest, and why it is not valid.
+is chosen. Where the first token of a response says nothing about refusal, COSMIC
+(`refusaldir.directions.cosmic`) takes the place of bypass and induce: the highest one among those
+with KL ≤ 0.1 and layer < ⌊0.8 L⌋ is chosen, and no refusal token is needed. That none passes is
+a result: `CausalChoice.nearest` then holds the candidate that came closest, and why it is not
+valid.
 
 What cannot change the choice is not computed, unless asked for: a candidate's KL is given up
-once what has been summed exceeds what the mean allows, whatever the prompts to come; induce is
-measured for those whose KL passes, and bypass for those that pass both.
+once what has been summed exceeds what the mean allows, whatever the prompts to come; induce (or
+COSMIC) is measured for those whose KL passes, and bypass for those that pass both.
 """
 
 from collections.abc import Callable, Collection, Sequence
@@ -24,8 +27,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from refusaldir.directions.candidates import Candidate, CausalChoice, Thresholds
+from refusaldir.directions.bypass import Bypass
+from refusaldir.directions.candidates import (
+    Candidate,
+    CausalChoice,
+    Thresholds,
+    check_criterion,
+    choose,
+)
+from refusaldir.directions.cosmic import Cosmic
+from refusaldir.directions.divergence import Divergence
 from refusaldir.directions.search import Search
+from refusaldir.directions.trials import Trials
 from refusaldir.errors import DirectionError
 from refusaldir.models.bridge import HookedModel
 from refusaldir.records import Site
@@ -42,7 +55,8 @@ def select_causal(
     offsets: Sequence[int],
     harmful: Sequence[Sequence[int]],
     harmless: Sequence[Sequence[int]],
-    refusal_tokens: Collection[int],
+    refusal_tokens: Collection[int] = (),
+    criterion: str = "refusal_score",
     thresholds: Thresholds | None = None,
     exhaustive: bool = False,
     on_progress: OnProgress | None = None,
@@ -56,17 +70,20 @@ def select_causal(
         offsets: Position of each column.
         harmful: Token ids of the rendered harmful validation prompts.
         harmless: Token ids of the rendered harmless validation prompts.
-        refusal_tokens: Token ids that begin a refusal.
+        refusal_tokens: Token ids that begin a refusal; COSMIC does not look at them.
+        criterion: ``"refusal_score"`` or ``"cosmic"``.
         thresholds: What a valid direction must satisfy.
-        exhaustive: Measure all three scores of every candidate that has a signal and is not too
+        exhaustive: Measure all scores of every candidate that has a signal and is not too
             deep, also where they cannot change the choice.
         on_progress: Called as candidates are done.
 
     Raises:
-        DirectionError: A class without prompts, or shapes that do not agree.
+        DirectionError: An unknown criterion, a class without prompts, shapes that do not agree,
+            or (COSMIC) activations that are not finite.
         ProbeError: No refusal token, one outside the vocabulary, or scores that are not finite.
         CaptureError: A single prompt does not fit in memory.
     """
+    check_criterion(criterion)
     thresholds = thresholds or Thresholds()
     if directions.shape[:2] != (len(layers), len(offsets)):
         raise DirectionError(
@@ -81,7 +98,13 @@ def select_causal(
                 got=f"no {name} prompt",
                 next_step="Give a prompt set with a validation split, or more prompts",
             )
-    search = Search(model, harmful, harmless, tuple(sorted(set(refusal_tokens))), thresholds)
+    trials = Trials(model, [*harmful, *harmless])
+    bypass = cosmic = None
+    if criterion == "cosmic":
+        scorer: Cosmic | Bypass = (cosmic := Cosmic(trials, harmful, harmless))
+    else:
+        scorer = bypass = Bypass(trials, harmful, harmless, refusal_tokens, thresholds)
+    search = Search(trials, Divergence(trials, harmless), scorer, thresholds, criterion)
     deepest = int(thresholds.depth * model.n_layers)
     candidates: list[Candidate] = []
     vectors: dict[Site, Tensor] = {}
@@ -99,8 +122,8 @@ def select_causal(
             vectors[site] = vector
     open_ones = [i for i, candidate in enumerate(candidates) if candidate.valid]
     done = 0
-    for at in range(0, len(open_ones), search.chunk):
-        part = open_ones[at : at + search.chunk]
+    for at in range(0, len(open_ones), trials.chunk):
+        part = open_ones[at : at + trials.chunk]
         measured = search.measure(
             [candidates[i] for i in part],
             [vectors[candidates[i].site] for i in part],
@@ -111,8 +134,7 @@ def select_causal(
         done += len(part)
         if on_progress is not None:
             on_progress(done, len(open_ones))
-    valid = [c for c in candidates if c.valid]
-    chosen = min(valid, key=lambda c: (c.bypass, c.site)) if valid else None
+    chosen = choose(candidates, thresholds, criterion)
     nearest = None
     if chosen is None and open_ones:
         nearest = search.nearest(candidates, open_ones, vectors)
@@ -121,9 +143,12 @@ def select_causal(
         nearest=nearest,
         candidates=tuple(candidates),
         thresholds=thresholds,
-        clean_harmful=search.clean_harmful,
-        clean_harmless=search.clean_harmless,
+        clean_harmful=bypass.clean_harmful if bypass else None,
+        clean_harmless=bypass.clean_harmless if bypass else None,
         n_harmful=len(harmful),
         n_harmless=len(harmless),
-        refusal_tokens=search.tokens,
+        refusal_tokens=bypass.tokens if bypass else (),
+        criterion=criterion,
+        cosmic_layers=cosmic.layers if cosmic else (),
+        clean_cosine=cosmic.clean_cosine if cosmic else None,
     )

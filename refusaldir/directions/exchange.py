@@ -43,13 +43,14 @@ def load_direction(path: str | Path) -> Direction:
             about = json.loads((file.metadata() or {}).get("refusaldir", "{}"))
             names = list(file.keys())
             vector = file.get_tensor("direction") if names == ["direction"] else None
-    except (OSError, SafetensorError, json.JSONDecodeError) as error:
+    except (OSError, SafetensorError, TypeError, json.JSONDecodeError) as error:
         raise _refused(path, "a safetensors file with a direction", str(error)) from error
     if not isinstance(about, dict) or about.get("format") != FORMAT or vector is None:
         raise _refused(path, f"format {FORMAT}", "another safetensors file")
-    if about["format_version"] > FORMAT_VERSION:
-        got = f"format version {about['format_version']}"
-        raise _refused(path, f"format version {FORMAT_VERSION} or older", got)
+    version = about.get("format_version")
+    if not isinstance(version, int) or version > FORMAT_VERSION:
+        expected = f"format version {FORMAT_VERSION} or older"
+        raise _refused(path, expected, f"format version {version}")
     if vector.ndim != 1 or not np.all(np.isfinite(vector)):
         raise _refused(path, "one finite vector", f"shape {list(vector.shape)}")
     try:
@@ -72,5 +73,5 @@ def _refused(path: Path, expected: str, got: Any) -> StoreError:
         expected=expected,
         got=got,
         where=path,
-        next_step="Make one with refusaldir select",
+        next_step="Make one with refusaldir select or refusaldir direction import",
     )

@@ -1,6 +1,7 @@
 """Base against tuned: drift of the refusal direction, layer by layer, with intervals."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 
@@ -38,6 +39,7 @@ def compare(
     *,
     hook: str = "resid_pre",
     position: int | None = None,
+    site: Site | None = None,
     level: float = 0.95,
     seed: int = 0,
     n_boot: int = 2000,
@@ -60,6 +62,7 @@ def compare(
         tuned: Capture of the tuned model, same prompts and rendering.
         hook: Hook point to compare.
         position: Token offset to compare at; by default the one chosen on base.
+        site: The site of base to follow, whatever separates best; at ``hook``.
         level: Nominal coverage of single intervals, of the bands over layers, and of the
             findings together.
         seed: Seed of folds and bands.
@@ -81,6 +84,8 @@ def compare(
     clusters = clusters_of(base.prompts, labels)
     wanted = None if position is None else (position,)
     choice = choose_site(base, hook, positions=wanted, folds=folds, seed=seed)
+    if site is not None:
+        choice = replace(choice, site=site)
     fold = clusters.folds(fold_count(labels, clusters, folds), seed)
     design = Design(labels, clusters, fold)
     offsets = base.positions.offsets
@@ -93,20 +98,20 @@ def compare(
         b = read_layer(base, hook, layer)
         t = read_layer(tuned, hook, layer)[alignment.order]
         for index, offset in enumerate(offsets):
-            site = Site(hook=hook, layer=layer, position=offset)
+            here = Site(hook=hook, layer=layer, position=offset)
             x, y = b[:, index].astype(np.float64), t[:, index].astype(np.float64)
             if offset != choice.site.position:
                 contrasts = Contrasts.of(design, x, y)
                 cos, _ = rotation(contrasts, clusters, level=level)
                 shrunk = shrinkage(contrasts, clusters, level=level)
             else:
-                row, values = layer_drift(site, design, x, y, level=level)
+                row, values = layer_drift(here, design, x, y, level=level)
                 rows.append(row)
                 left.append(values)
                 cos, shrunk = row.rotation, row.shrinkage
-                if site == choice.site:
-                    at_site, _ = layer_drift(site, design, x, y, level=question_level(level))
-            grid.append(SiteRotation(site=site, rotation=cos, shrinkage=shrunk))
+                if here == choice.site:
+                    at_site, _ = layer_drift(here, design, x, y, level=question_level(level))
+            grid.append(SiteRotation(site=here, rotation=cos, shrinkage=shrunk))
         if progress is not None:
             progress(done + 1, len(base.layers))
 

@@ -11,8 +11,21 @@ compares two. The command line calls these functions and so may you:
 """
 
 from refusaldir.pipeline.comparison import Diff, diff
+from refusaldir.pipeline.criteria import Criteria
+from refusaldir.pipeline.direction_reading import read_direction
 from refusaldir.pipeline.extraction import Extracted, extract
 from refusaldir.pipeline.plan import ProgressFn
-from refusaldir.pipeline.selection import Selected, select
+from refusaldir.pipeline.selected import Selected
+from refusaldir.pipeline.selection import select
 
-__all__ = ["Diff", "Extracted", "ProgressFn", "Selected", "diff", "extract", "select"]
+__all__ = [
+    "Criteria",
+    "Diff",
+    "Extracted",
+    "ProgressFn",
+    "Selected",
+    "diff",
+    "extract",
+    "read_direction",
+    "select",
+]

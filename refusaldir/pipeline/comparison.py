@@ -1,32 +1,30 @@
 """`diff`: two models or captures compared, geometry and behaviour, and the results written."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusaldir.drift.comparable import require_comparable
-from refusaldir.errors import (
-    CaptureMismatchError,
-    OutputExistsError,
-    PromptError,
-    RefusaldirError,
-)
+from refusaldir.errors import OutputExistsError, PromptError, RefusaldirError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.arm import Arm, is_capture
+from refusaldir.pipeline.causality import conclude
+from refusaldir.pipeline.criteria import Criteria
+from refusaldir.pipeline.measurement import Measurement
 from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
+from refusaldir.pipeline.selection import HOOK
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import content_hash
-from refusaldir.store import Capture, default_path, default_store, find_capture
+from refusaldir.store import Capture, default_store
 
 if TYPE_CHECKING:
     from refusaldir.drift.result import DriftResult
-    from refusaldir.models.bridge import HookedModel
-    from refusaldir.probes.behaviour import Behaviour
     from refusaldir.probes.compare import BehaviourComparison
 
-BEHAVIOUR = ("auto", "on", "off")
+#: What may be left out of a comparison is on, off, or auto: on where model specs are given.
+SWITCH = ("auto", "on", "off")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +65,9 @@ def diff(
     options: LoadOptions | None = None,
     backend: str = "auto",
     allow_dtype_mismatch: bool = False,
+    select: str = "auto",
+    criteria: Criteria | None = None,
+    follow_nearest: bool = False,
     behaviour: str = "auto",
     max_new_tokens: int = 64,
     refusal_tokens: Sequence[str] | None = None,
@@ -82,6 +83,10 @@ def diff(
     capture or a set of responses that was cut off is continued. Where either side is a capture,
     prompts, rendering, hooks, layers and positions are those of the capture.
 
+    The site followed is that of the direction which causes refusal in base, where selection finds
+    one; otherwise the one where base separates best. Where models are opened anyway, both models'
+    directions at that site are then ablated and added in both.
+
     Args:
         base: A model spec, or the path of a capture.
         tuned: The same.
@@ -95,11 +100,17 @@ def diff(
         template: As in `extract`.
         hook: Hook point to compare.
         positions: Positions to capture; as in `extract`.
-        position: Token offset to compare at; None takes the one where the base separates best.
+        position: Token offset to compare at, at the layer where the base separates best there;
+            None leaves it to the selection, or to separation where there is none.
         batch_size: As in `extract`.
         options: As in `extract`.
         backend: As in `extract`.
         allow_dtype_mismatch: Compare captures made in different precision all the same.
+        select: Whether to select base's direction by what it causes: ``"on"``, ``"off"``, or
+            ``"auto"``: on when both sides are model specs, else only what already lies beside the
+            base capture.
+        criteria: What is asked of that direction.
+        follow_nearest: Where no direction is valid, follow the nearest candidate all the same.
         behaviour: ``"on"``, ``"off"``, or ``"auto"``: on when both sides are model specs.
         max_new_tokens: Length of the greedy generations on the held-out prompts.
         refusal_tokens: First tokens of refusals; None finds them in the base's own refusals.
@@ -117,12 +128,20 @@ def diff(
         CaptureMismatchError: The two differ in something other than the model's weights.
         RefusaldirError: Whatever else the user can mend.
     """
-    if behaviour not in BEHAVIOUR:
+    for where, value in (("behaviour", behaviour), ("select", select)):
+        if value not in SWITCH:
+            raise RefusaldirError(
+                "Unknown choice", expected=" | ".join(SWITCH), got=value, where=f"--{where}"
+            )
+    if select == "on" and (hook != HOOK or position is not None):
         raise RefusaldirError(
-            "Unknown choice", expected=" | ".join(BEHAVIOUR), got=behaviour, where="behaviour"
+            "A selected direction brings its own site",
+            expected=f"--hook {HOOK} and no --position",
+            got=f"--hook {hook}" + ("" if position is None else f" --position {position}"),
+            where="--select on",
         )
     options = options or LoadOptions()
-    captures = [Path(str(side)) for side in (base, tuned) if _is_capture(side)]
+    captures = [Path(str(side)) for side in (base, tuned) if is_capture(side)]
     rendering = Rendering(system=system, thinking=thinking, template=template)
     wanted = _Wanted(hooks=(hook,), layers=None, positions=positions)
     if captures:
@@ -150,8 +169,8 @@ def diff(
 
     arms = []
     for role, side in (("base", base), ("tuned", tuned)):
-        if _is_capture(side):
-            arms.append(_Arm.of_capture(role, Path(str(side)), options, backend))
+        if is_capture(side):
+            arms.append(Arm.of_capture(role, Path(str(side)), options, backend))
         else:
             opening = Opening(spec=ModelSpec.parse(_text(side)), options=options, backend=backend)
             plan = Plan.make(
@@ -163,7 +182,7 @@ def diff(
                 positions=wanted.positions,
                 batch_size=batch_size,
             )
-            arms.append(_Arm.of_plan(role, opening, plan, store))
+            arms.append(Arm.of_plan(role, opening, plan, store))
     with arms[0].reader() as left, arms[1].reader() as right:
         require_comparable(left, right, hook, allow_dtype_mismatch=allow_dtype_mismatch)
     folder = Path(out) if out is not None else _default_folder(arms, store)
@@ -175,43 +194,27 @@ def diff(
         )
     _make_folder(folder)
 
-    responses: list[Behaviour] = []
-    for arm in arms:
-        if not probe and arm.plan is None:
-            continue
-        heldout = _heldout(chosen) if probe else None
-        with arm.opening.model() as model:
-            arm.check(model)
-            if arm.plan is not None:
-                arm.plan.run(
-                    model,
-                    arm.path,
-                    f"Capture {arm.role}",
-                    resume=True,
-                    force=False,
-                    progress=progress,
-                )
-            if heldout is not None:
-                responses.append(
-                    _measure(
-                        model,
-                        arm,
-                        heldout,
-                        rendering,
-                        base=responses[0] if responses else None,
-                        refusal_tokens=refusal_tokens,
-                        max_new_tokens=max_new_tokens,
-                        batch_size=batch_size,
-                        path=folder / f"responses-{arm.role}.jsonl",
-                        force=force,
-                        progress=progress,
-                    )
-                )
-            del model
+    by_cause = hook == HOOK and position is None and select != "off"
+    measurement = Measurement(
+        arms=arms,
+        prompts=chosen,
+        rendering=rendering,
+        criteria=_criteria(criteria, refusal_tokens),
+        select=by_cause and (select == "on" or not captures),
+        read_select=by_cause,
+        given_criteria=criteria is not None,
+        follow_nearest=follow_nearest,
+        probe=probe,
+        refusal_tokens=refusal_tokens,
+        max_new_tokens=max_new_tokens,
+        batch_size=batch_size,
+        folder=folder,
+        force=force,
+        progress=progress,
+    )
+    measurement.run()
     return _conclude(
-        arms,
-        responses,
-        folder,
+        measurement,
         hook=hook,
         position=position,
         allow_dtype_mismatch=allow_dtype_mismatch,
@@ -225,6 +228,8 @@ def diff(
             "position": position,
             "system": rendering.system,
             "thinking": rendering.thinking,
+            "select": measurement.causality is not None,
+            "follow_nearest": follow_nearest,
             "behaviour": probe,
             "max_new_tokens": max_new_tokens,
             "refusal_tokens": None if refusal_tokens is None else list(refusal_tokens),
@@ -242,81 +247,11 @@ class _Wanted:
     positions: str
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Arm:
-    """One side of the comparison: where its capture is or will be, and how to open its model."""
-
-    role: str
-    path: Path
-    opening: Opening
-    #: The capture still to be made; None when ``path`` holds it.
-    plan: Plan | None
-    weights_hash: str
-
-    @classmethod
-    def of_capture(cls, role: str, path: Path, options: LoadOptions, backend: str) -> "_Arm":
-        """Take a capture as it is; its model is opened only for behaviour."""
-        with Capture.open(path) as capture:
-            model = capture.provenance.model
-        return cls(
-            role=role,
-            path=path,
-            opening=Opening(
-                spec=ModelSpec.parse(model.spec),
-                options=replace(options, dtype=model.dtype, quantize=model.quantization),
-                backend=backend,
-            ),
-            plan=None,
-            weights_hash=model.weights_hash,
-        )
-
-    @classmethod
-    def of_plan(cls, role: str, opening: Opening, plan: Plan, store: str | Path | None) -> "_Arm":
-        """Reuse the store's capture of the same provenance, or plan a new one there."""
-        there = find_capture(default_store(store), plan.provenance.fingerprint())
-        return cls(
-            role=role,
-            path=there or default_path(plan.provenance, store),
-            opening=opening,
-            plan=plan if there is None else None,
-            weights_hash=plan.provenance.model.weights_hash,
-        )
-
-    @contextmanager
-    def reader(self) -> "Iterator[Capture | Plan]":
-        """The capture, or its plan, to compare before anything is run."""
-        if self.plan is not None:
-            yield self.plan
-            return
-        with Capture.open(self.path) as capture:
-            yield capture
-
-    def check(self, model: "HookedModel") -> None:
-        """Refuse a model that is no longer the one that was captured.
-
-        Raises:
-            CaptureMismatchError: Its weights differ.
-        """
-        if model.identity.weights_hash != self.weights_hash:
-            raise CaptureMismatchError(
-                "The model has changed since it was captured",
-                expected=f"weights {self.weights_hash}",
-                got=f"weights {model.identity.weights_hash}",
-                where=f"{self.role}: {self.opening.spec}",
-                next_step="Extract it again, or leave behaviour out with --behaviour off",
-            )
-
-
-def _is_capture(side: str | Path | ModelSpec) -> bool:
-    """Whether a side names a capture file rather than a model."""
-    return not isinstance(side, ModelSpec) and Path(side).suffix in (".h5", ".hdf5")
-
-
 def _text(side: str | Path | ModelSpec) -> str | ModelSpec:
     return str(side) if isinstance(side, Path) else side
 
 
-def _default_folder(arms: Sequence[_Arm], store: str | Path | None) -> Path:
+def _default_folder(arms: Sequence[Arm], store: str | Path | None) -> Path:
     names = "-to-".join(arm.opening.spec.name for arm in arms)
     return default_store(store) / f"diff-{names}-{content_hash([str(a.path) for a in arms])[:8]}"
 
@@ -333,63 +268,14 @@ def _make_folder(folder: Path) -> None:
         ) from error
 
 
-def _heldout(prompts: PromptSet) -> PromptSet:
-    """The prompts that no direction was fitted or chosen on; all where there are no splits."""
-    held = prompts.select(split="test")
-    return held if len(held) else prompts
-
-
-def _measure(
-    model: "HookedModel",
-    arm: _Arm,
-    heldout: PromptSet,
-    rendering: Rendering,
-    *,
-    base: "Behaviour | None",
-    refusal_tokens: Sequence[str] | None,
-    max_new_tokens: int,
-    batch_size: int | None,
-    path: Path,
-    force: bool,
-    progress: ProgressFn,
-) -> "Behaviour":
-    """Generate and score; the base's refusal tokens serve both arms."""
-    from refusaldir.probes.measure import measure
-    from refusaldir.probes.refusal_tokens import given_refusal_tokens
-    from refusaldir.prompts.render import ChatRenderer
-
-    renderer = ChatRenderer(
-        model.tokenizer,
-        system=rendering.system,
-        thinking=rendering.thinking,
-        template=rendering.template,
-    )
-    tokens = None if base is None else base.refusal_tokens
-    if tokens is None and refusal_tokens:
-        tokens = given_refusal_tokens(model.tokenizer, refusal_tokens)
-    done = 0
-
-    def on_batch(count: int) -> None:
-        nonlocal done
-        done += count
-        progress(f"Respond {arm.role}", done, len(heldout))
-
-    return measure(
-        model,
-        renderer.render(heldout, max_length=model.max_length),
-        refusal_tokens=tokens,
-        max_new_tokens=max_new_tokens,
-        batch_size=batch_size,
-        path=path,
-        force=force,
-        on_batch=on_batch,
-    )
+def _criteria(given: Criteria | None, refusal_tokens: Sequence[str] | None) -> Criteria:
+    if given is not None:
+        return given
+    return Criteria(refusal_tokens=None if refusal_tokens is None else tuple(refusal_tokens))
 
 
 def _conclude(
-    arms: Sequence[_Arm],
-    responses: "Sequence[Behaviour]",
-    folder: Path,
+    done: Measurement,
     *,
     hook: str,
     position: int | None,
@@ -404,18 +290,26 @@ def _conclude(
     from refusaldir.report.document import build_document, write_json
     from refusaldir.report.figures import write_figures
 
+    arms, folder, responses = done.arms, done.folder, done.responses
+    site = None if done.causality is None else done.causality.site
     with Capture.open(arms[0].path) as base, Capture.open(arms[1].path) as tuned:
         drift = compare(
             base,
             tuned,
             hook=hook,
             position=position,
+            site=site,
             seed=seed,
             allow_dtype_mismatch=allow_dtype_mismatch,
             progress=lambda done, total: progress("Compare layers", done, total),
         )
-    behaviour = compare_behaviour(responses[0], responses[1], seed=seed) if responses else None
-    document = build_document(drift, behaviour, options=settings)
+    behaviour = None
+    if responses:
+        behaviour = compare_behaviour(responses["base"], responses["tuned"], seed=seed)
+    causality = None
+    if done.causality is not None:
+        causality = conclude(done.causality, done.effects, done.held, done.held_out)
+    document = build_document(drift, behaviour, causality, options=settings)
     figures = write_figures(document, folder)
     # Last, so that a folder with a diff.json is complete.
     written = {"diff.json": write_json(document, folder / "diff.json")}

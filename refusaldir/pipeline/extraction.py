@@ -1,13 +1,17 @@
-"""`extract`: one model's activations into one file."""
+"""`extract`: one model's activations into one file, and the direction in them if asked."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from refusaldir.errors import OutputExistsError, StoreError
+from refusaldir.errors import CaptureError, OutputExistsError, StoreError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.criteria import Criteria
+from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
+from refusaldir.pipeline.selected import Selected, find_selected, folder_beside
+from refusaldir.pipeline.selection import HOOK, select_on
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import Provenance
 from refusaldir.store import default_path, peek
@@ -21,11 +25,13 @@ class Extracted:
         path: The HDF5 file; open it with `refusaldir.store.Capture.open`.
         provenance: What decided its values.
         reused: True when a file with the same provenance was there already.
+        selected: The direction that causes refusal, where it was asked for.
     """
 
     path: Path
     provenance: Provenance
     reused: bool
+    selected: Selected | None = None
 
 
 def extract(
@@ -45,6 +51,8 @@ def extract(
     batch_size: int | None = None,
     options: LoadOptions | None = None,
     backend: str = "auto",
+    select: bool = False,
+    criteria: Criteria | None = None,
     out: str | Path | None = None,
     store: str | Path | None = None,
     resume: bool = False,
@@ -69,6 +77,9 @@ def extract(
         batch_size: Prompts a batch; None finds a good size by itself.
         options: Dtype, device and so on.
         backend: ``"auto"``, ``"transformer_lens"`` or ``"torch_hooks"``.
+        select: Also select the direction that causes refusal, into a folder beside the file; see
+            `refusaldir.pipeline.select`.
+        criteria: What is asked of that direction.
         out: The file to write; None names it after model and provenance in the store.
         store: The folder for captures when ``out`` is None.
         resume: Go on where an earlier run of the same capture stopped.
@@ -93,19 +104,46 @@ def extract(
         positions=positions,
         batch_size=batch_size,
     )
+    if select and HOOK not in plan.hooks:
+        raise CaptureError(
+            "A direction is selected at resid_pre",
+            expected="resid_pre among the hooks",
+            got=", ".join(plan.hooks),
+            where="--hook",
+            next_step="Add --hook resid_pre",
+        )
     path = default_path(plan.provenance, store) if out is None else Path(out)
+    kept = None
     if path.exists() and not force:
         kept = _kept(path, plan.provenance)
-        if kept is not None:
-            return Extracted(path=path, provenance=kept, reused=True)
-        raise OutputExistsError(
-            "The output exists and holds something else",
-            where=path,
-            next_step="Choose another --out, or overwrite it with --force",
-        )
-    with opening.model() as hooked:
-        plan.run(hooked, path, "Capture", resume=resume, force=force, progress=progress)
-    return Extracted(path=path, provenance=peek(path), reused=False)
+        if kept is None:
+            raise OutputExistsError(
+                "The output exists and holds something else",
+                where=path,
+                next_step="Choose another --out, or overwrite it with --force",
+            )
+    criteria = criteria or Criteria()
+    selected = find_selected(path, kept, criteria) if select and kept is not None else None
+    if kept is None or (select and selected is None):
+        with opening.model() as hooked:
+            if kept is None:
+                plan.run(hooked, path, "Capture", resume=resume, force=force, progress=progress)
+            if select:
+                selected = select_on(
+                    hooked,
+                    Material.of_plan(plan, path),
+                    criteria,
+                    folder_beside(path),
+                    batch_size=batch_size,
+                    force=True,
+                    progress=progress,
+                )
+    return Extracted(
+        path=path,
+        provenance=kept or peek(path),
+        reused=kept is not None,
+        selected=selected,
+    )
 
 
 def _kept(path: Path, wanted: Provenance) -> Provenance | None:

@@ -1,22 +1,34 @@
 """`select`: the direction of one model that causes refusal, if there is one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from refusaldir.directions.exchange import direction_bytes
-from refusaldir.directions.mean_diff import Direction, class_means
+from refusaldir.directions.mean_diff import Direction
 from refusaldir.directions.reader import MIN_INTENTS, clusters_of, read_layer
-from refusaldir.errors import OutputExistsError, PromptError
+from refusaldir.errors import PromptError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.categories import categories_of
+from refusaldir.pipeline.check import check_direction
+from refusaldir.pipeline.criteria import Criteria
+from refusaldir.pipeline.direction_reading import reading_of
+from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
+from refusaldir.pipeline.selected import (
+    FORMAT,
+    FORMAT_VERSION,
+    Selected,
+    folder_beside,
+    refuse_existing,
+    write_selected,
+)
 from refusaldir.prompts.schema import PromptSet
-from refusaldir.records import HARMFUL, HARMLESS
+from refusaldir.records import HARMFUL, HARMLESS, Site
 from refusaldir.store import Capture, default_path, default_store, find_capture
 
 if TYPE_CHECKING:
@@ -24,39 +36,9 @@ if TYPE_CHECKING:
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.refusal_tokens import RefusalTokens
 
-FORMAT, FORMAT_VERSION = "refusaldir-select", 1
 HOOK = "resid_pre"
 
 Indices = NDArray[np.int64]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selected:
-    """What `select` found.
-
-    Attributes:
-        document: The content of ``select.json``.
-        choice: Every candidate with its scores, and the chosen one; None when no refusal token
-            was found, so that nothing could be scored.
-        direction: The direction chosen, raw, or None.
-        folder: Where everything was written.
-        files: What was written, by name.
-    """
-
-    document: dict[str, Any]
-    choice: "CausalChoice | None"
-    direction: Direction | None
-    folder: Path
-    files: Mapping[str, Path]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Split:
-    """Indices of the prompts that make directions and of those that score them."""
-
-    train: Indices
-    validation: Indices
-    how: str
 
 
 def select(
@@ -74,14 +56,8 @@ def select(
     batch_size: int | None = None,
     options: LoadOptions | None = None,
     backend: str = "auto",
-    refusal_tokens: Sequence[str] | None = None,
-    filter_prompts: bool = True,
-    kl: float = 0.1,
-    induce: float = 0.0,
-    depth: float = 0.8,
-    exhaustive: bool = False,
-    max_new_tokens: int = 32,
-    seed: int = 0,
+    criteria: Criteria | None = None,
+    check: int | None = None,
     out: str | Path | None = None,
     store: str | Path | None = None,
     force: bool = False,
@@ -89,8 +65,8 @@ def select(
 ) -> Selected:
     """Choose the direction that causes refusal; see `refusaldir.directions.causal`.
 
-    Directions are mean differences over training prompts, scored on validation prompts; the
-    test split takes no part. With ``filter_prompts`` only harmful prompts that the model would
+    Directions are estimated on training prompts and scored on validation prompts; the test split
+    takes no part. With `Criteria.filter_prompts` only harmful prompts that the model would
     refuse (refusal score above 0) and harmless ones that it would answer (below 0) are used.
 
     Args:
@@ -107,16 +83,11 @@ def select(
         batch_size: As in `extract`.
         options: As in `extract`.
         backend: As in `extract`.
-        refusal_tokens: First tokens of refusals; None finds them in the model's own refusals of
-            validation prompts.
-        filter_prompts: Keep only prompts that the model treats as their label says.
-        kl: Largest mean KL of a valid direction, in nats.
-        induce: Least mean refusal score of harmless prompts with the vector added.
-        depth: Share of the layers searched.
-        exhaustive: Also measure scores that cannot change the choice.
-        max_new_tokens: Length of the responses that refusal tokens are read off.
-        seed: Seed of the split where the prompts have none.
-        out: Folder for the results; None names one in the store.
+        criteria: What is asked of the direction; the published choices by default.
+        check: Let the model answer held-out prompts with the direction (or, where none is valid,
+            the nearest) ablated and added, against this many random ones; see
+            `refusaldir.pipeline.check`.
+        out: Folder for the results; None puts them beside the capture.
         store: The folder for captures.
         force: Overwrite an earlier result in the folder.
         progress: Called with stage, done and total.
@@ -130,9 +101,7 @@ def select(
         PromptError: Too few prompts of a class are left.
         RefusaldirError: Whatever else the user can mend.
     """
-    from refusaldir.directions.candidates import Thresholds
-    from refusaldir.directions.causal import select_causal
-
+    criteria = criteria or Criteria()
     opening = Opening(
         spec=ModelSpec.parse(model), options=options or LoadOptions(), backend=backend
     )
@@ -145,137 +114,225 @@ def select(
         positions=positions,
         batch_size=batch_size,
     )
-    print_of = plan.provenance.fingerprint()
-    folder = Path(out) if out is not None else _default_folder(plan, store)
-    if (folder / "select.json").exists() and not force:
-        raise OutputExistsError(
-            "The folder holds a result already",
-            where=folder / "select.json",
-            next_step="Read it, choose another --out, or use --force",
-        )
-    there = find_capture(default_store(store), print_of)
+    there = find_capture(default_store(store), plan.provenance.fingerprint())
     path = there or default_path(plan.provenance, store)
-    split = _split(plan, seed)
-    thresholds = Thresholds(kl=kl, induce=induce, depth=depth)
-    labels = np.asarray(plan.labels)
-    choice: CausalChoice | None = None
-    direction: Direction | None = None
+    folder = Path(out) if out is not None else folder_beside(path)
+    refuse_existing(folder, force=force)
     with opening.model() as hooked:
         if there is None:
             plan.run(hooked, path, "Capture", resume=True, force=False, progress=progress)
-        tokens = _tokens(
+        return select_on(
             hooked,
-            plan,
-            split,
-            refusal_tokens,
-            max_new_tokens,
-            batch_size,
-            folder / "responses.jsonl",
-            force,
-            progress,
+            Material.of_plan(plan, path),
+            criteria,
+            folder,
+            check=check,
+            batch_size=batch_size,
+            force=force,
+            progress=progress,
         )
-        kept = split
-        if tokens:
-            if filter_prompts:
-                kept = _filtered(hooked, plan, split, labels, tokens, batch_size, progress)
-            means = _class_means(path, kept.train, labels)
-            sequences = plan.rendered.ids
-            chosen = {
-                label: [sequences[i] for i in kept.validation if labels[i] == label]
-                for label in (HARMFUL, HARMLESS)
-            }
-            choice = select_causal(
-                hooked,
-                means[:, :, 1] - means[:, :, 0],
-                layers=plan.layers,
-                offsets=plan.positions.offsets,
-                harmful=chosen[HARMFUL],
-                harmless=chosen[HARMLESS],
-                refusal_tokens=tokens.ids,
-                thresholds=thresholds,
-                exhaustive=exhaustive,
-                on_progress=lambda done, total: progress("Candidates", done, total),
-            )
-            if choice.chosen is not None:
-                site = choice.chosen.site
-                row = plan.layers.index(site.layer)
-                column = plan.positions.offsets.index(site.position)
-                direction = Direction(
-                    vector=means[row, column, 1] - means[row, column, 0],
-                    site=site,
-                    n_harmful=int((labels[kept.train] == HARMFUL).sum()),
-                    n_harmless=int((labels[kept.train] == HARMLESS).sum()),
-                    provenance=plan.provenance,
-                )
+
+
+def select_on(
+    model: "HookedModel",
+    material: Material,
+    criteria: Criteria,
+    folder: Path,
+    *,
+    check: int | None = None,
+    batch_size: int | None = None,
+    force: bool = False,
+    progress: ProgressFn = silent,
+) -> Selected:
+    """Select a direction in an open model from a capture of it, and write what was found."""
+    labels = material.labels
+    split = _split(material, criteria.seed)
+    tokens = _tokens(
+        model, material, split, criteria, batch_size, folder / "responses.jsonl", force, progress
+    )
+    # Without refusal tokens there is no refusal score: COSMIC does without.
+    criterion = criteria.criterion if tokens else "cosmic"
+    filtered = criteria.filter_prompts and bool(tokens)
+    kept = split
+    if filtered:
+        kept = _filtered(model, material, split, tokens, batch_size, progress)
+    used = _at_most(kept, labels, criteria)
+    choices: dict[str, CausalChoice] = {}
+    directions: dict[str, NDArray[np.float64]] = {}
+    for name in criteria.estimators:
+        directions[name] = estimates(material.path, used.train, name)
+        choices[name] = _scored(
+            model, material, used, directions[name], tokens, criterion, criteria, name, progress
+        )
+    first = criteria.estimators[0]
+    choice = choices[first]
+
+    def direction(site: Site | None) -> Direction | None:
+        if site is None:
+            return None
+        row = material.provenance.layers.index(site.layer)
+        column = material.provenance.positions.offsets.index(site.position)
+        return Direction(
+            vector=directions[first][row, column],
+            site=site,
+            estimator=first,
+            n_harmful=int((labels[used.train] == HARMFUL).sum()),
+            n_harmless=int((labels[used.train] == HARMLESS).sum()),
+            provenance=material.provenance,
+        )
+
+    chosen = direction(None if choice.chosen is None else choice.chosen.site)
+    nearest = direction(None if choice.nearest is None else choice.nearest.site)
+    checked = None
+    tried = chosen or nearest
+    if check is not None and tried is not None:
+        checked = check_direction(
+            model,
+            material,
+            tried,
+            used.train.tolist(),
+            folder,
+            n_random=check,
+            batch_size=batch_size,
+            seed=criteria.seed,
+            progress=progress,
+        )
     document = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        "capture": str(path),
-        "provenance": plan.provenance.to_dict(),
+        "capture": str(material.path),
+        "provenance": material.provenance.to_dict(),
+        "criteria": criteria.to_dict(),
+        "criterion": criterion,
         "positions": [
             {"offset": offset, "label": label}
-            for offset, label in zip(plan.positions.offsets, plan.positions.labels, strict=True)
+            for offset, label in zip(
+                material.provenance.positions.offsets,
+                material.provenance.positions.labels,
+                strict=True,
+            )
         ],
         "split": split.how,
-        "filtered": filter_prompts,
+        "filtered": filtered,
+        "train_ids": [material.rendered.prompts[int(i)].id for i in used.train],
         "prompts": {
             name: {
                 side: {
                     "given": int((labels[getattr(split, name)] == label).sum()),
                     "kept": int((labels[getattr(kept, name)] == label).sum()),
+                    "used": int((labels[getattr(used, name)] == label).sum()),
                 }
                 for side, label in (("harmful", HARMFUL), ("harmless", HARMLESS))
             }
             for name in ("train", "validation")
         },
         "refusal_tokens": tokens.to_dict(),
-        "selection": None if choice is None else choice.to_dict(),
+        "estimator": first,
+        "selection": choice.to_dict(),
+        "estimators": {
+            name: {
+                "chosen": None if c.chosen is None else c.to_dict()["chosen"],
+                "nearest": None if c.nearest is None else c.to_dict()["nearest"],
+            }
+            for name, c in choices.items()
+        },
+        "categories": None
+        if tried is None
+        else categories_of(model, material, tried, used.train, used.validation, tokens.ids),
+        "reading": None
+        if tried is None
+        else reading_of(model, material, tried, used.train).to_dict(),
+        "check": checked,
     }
-    return _written(document, choice, direction, folder)
+    return write_selected(document, choice, chosen, nearest, folder)
 
 
-def _written(
-    document: dict[str, Any],
-    choice: "CausalChoice | None",
-    direction: Direction | None,
-    folder: Path,
-) -> Selected:
-    from refusaldir.report.document import write_json
-    from refusaldir.report.files import write_atomic
-    from refusaldir.report.selection_figure import write_selection_figure
+@dataclass(frozen=True, kw_only=True)
+class _Split:
+    """Indices of the prompts that make directions and of those that score them."""
 
-    written = {"responses.jsonl": folder / "responses.jsonl"}
-    stale = folder / "direction.safetensors"
-    if direction is not None:
-        written[stale.name] = write_atomic(stale, direction_bytes(direction))
-    else:
-        stale.unlink(missing_ok=True)
-    written |= {path.name: path for path in write_selection_figure(document, folder)}
-    # Last, so that a folder with a select.json is complete.
-    written["select.json"] = write_json(document, folder / "select.json")
-    files = {name: path for name, path in written.items() if path.exists()}
-    return Selected(
-        document=document, choice=choice, direction=direction, folder=folder, files=files
+    train: Indices
+    validation: Indices
+    how: str
+
+
+def estimates(
+    path: Path, rows: Indices, estimator: str, site: Site | None = None
+) -> NDArray[np.float64]:
+    """Directions from some of a capture's prompts, ``[layer pos d_model]``; zero without signal.
+
+    Args:
+        path: The capture.
+        rows: The prompts to estimate from.
+        estimator: One of `refusaldir.pipeline.criteria.ESTIMATORS`.
+        site: The only site to fill in; all by default.
+    """
+    from refusaldir.directions.estimators import estimate
+    from refusaldir.directions.mean_diff import mean_diff
+    from refusaldir.directions.site import has_signal
+
+    with Capture.open(path) as capture:
+        offsets, prompts = capture.positions.offsets, list(capture.prompts)
+        labels = np.asarray(capture.labels)[rows]
+        intents = [prompts[int(i)].intent_id for i in rows]
+        found = np.zeros((len(capture.layers), len(offsets), capture.provenance.model.d_model))
+        for row, layer in enumerate(capture.layers):
+            if site is not None and layer != site.layer:
+                continue
+            x = read_layer(capture, HOOK, layer)[rows]
+            for column, offset in enumerate(offsets):
+                if site is not None and offset != site.position:
+                    continue
+                values = x[:, column].astype(np.float64)
+                if has_signal(values, mean_diff(values, labels)):
+                    found[row, column] = estimate(
+                        values, labels, estimator=estimator, intents=intents
+                    )
+    return found
+
+
+def _scored(
+    model: "HookedModel",
+    material: Material,
+    used: _Split,
+    directions: NDArray[np.float64],
+    tokens: "RefusalTokens",
+    criterion: str,
+    criteria: Criteria,
+    name: str,
+    progress: ProgressFn,
+) -> "CausalChoice":
+    from refusaldir.directions.causal import select_causal
+
+    labels = material.labels
+    stage = "Candidates" if len(criteria.estimators) == 1 else f"Candidates {name}"
+    return select_causal(
+        model,
+        directions,
+        layers=material.provenance.layers,
+        offsets=material.provenance.positions.offsets,
+        harmful=material.ids(used.validation[labels[used.validation] == HARMFUL]),
+        harmless=material.ids(used.validation[labels[used.validation] == HARMLESS]),
+        refusal_tokens=tokens.ids,
+        thresholds=criteria.thresholds,
+        criterion=criterion,
+        exhaustive=criteria.exhaustive,
+        on_progress=lambda done, total: progress(stage, done, total),
     )
 
 
-def _default_folder(plan: Plan, store: str | Path | None) -> Path:
-    name = plan.provenance.model.name
-    return default_store(store) / f"select-{name}-{plan.provenance.fingerprint()[:8]}"
-
-
-def _split(plan: Plan, seed: int) -> _Split:
+def _split(material: Material, seed: int) -> _Split:
     """The set's own train and validation split, else four fifths and one fifth of the intents."""
-    labels = np.asarray(plan.labels)
-    names = np.array([prompt.split or "" for prompt in plan.prompts])
+    prompts, labels = material.rendered.prompts, material.labels
+    names = np.array([prompt.split or "" for prompt in prompts])
     train, validation = np.flatnonzero(names == "train"), np.flatnonzero(names == "validation")
     if all(
-        len({plan.prompts[int(i)].intent_id for i in part if labels[i] == label}) >= MIN_INTENTS
+        len({prompts[int(i)].intent_id for i in part if labels[i] == label}) >= MIN_INTENTS
         for part in (train, validation)
         for label in (HARMFUL, HARMLESS)
     ):
         return _Split(train=train, validation=validation, how="the set's own splits")
-    fold = clusters_of(plan.prompts, labels).folds(5, seed)
+    fold = clusters_of(prompts, labels).folds(5, seed)
     return _Split(
         train=np.flatnonzero(fold != 0),
         validation=np.flatnonzero(fold == 0),
@@ -285,10 +342,9 @@ def _split(plan: Plan, seed: int) -> _Split:
 
 def _tokens(
     model: "HookedModel",
-    plan: Plan,
+    material: Material,
     split: _Split,
-    given: Sequence[str] | None,
-    max_new_tokens: int,
+    criteria: Criteria,
     batch_size: int | None,
     path: Path,
     force: bool,
@@ -298,9 +354,9 @@ def _tokens(
     from refusaldir.probes.measure import measure
     from refusaldir.probes.refusal_tokens import given_refusal_tokens
 
-    if given:
-        return given_refusal_tokens(model.tokenizer, given)
-    rendered = plan.rendered.take(split.validation.tolist())
+    if criteria.refusal_tokens:
+        return given_refusal_tokens(model.tokenizer, criteria.refusal_tokens)
+    rendered = material.rendered.take(split.validation.tolist())
     done = 0
 
     def on_batch(count: int) -> None:
@@ -311,7 +367,7 @@ def _tokens(
     return measure(
         model,
         rendered,
-        max_new_tokens=max_new_tokens,
+        max_new_tokens=criteria.max_new_tokens,
         batch_size=batch_size,
         path=path,
         force=force,
@@ -321,9 +377,8 @@ def _tokens(
 
 def _filtered(
     model: "HookedModel",
-    plan: Plan,
+    material: Material,
     split: _Split,
-    labels: Indices,
     tokens: "RefusalTokens",
     batch_size: int | None,
     progress: ProgressFn,
@@ -331,11 +386,10 @@ def _filtered(
     """Leave out harmful prompts the model would answer and harmless ones it would refuse."""
     from refusaldir.refusal_score import refusal_scores
 
+    labels = material.labels
     both = np.concatenate([split.train, split.validation])
     progress("Score prompts", 0, len(both))
-    found = refusal_scores(
-        model, [plan.rendered.ids[i] for i in both], tokens.ids, batch_size=batch_size
-    )
+    found = refusal_scores(model, material.ids(both), tokens.ids, batch_size=batch_size)
     progress("Score prompts", len(both), len(both))
     good = dict(zip(both.tolist(), (found > 0) == (labels[both] == HARMFUL), strict=True))
     kept = _Split(
@@ -352,17 +406,14 @@ def _filtered(
                     "decided which to keep",
                     expected=f"at least {MIN_INTENTS}",
                     got=count,
-                    where=plan.provenance.model.name,
+                    where=material.provenance.model.name,
                     next_step="Use --no-filter, more prompts, or a model that refuses",
                 )
     return kept
 
 
-def _class_means(path: Path, rows: Indices, labels: Indices) -> NDArray[np.float64]:
-    """Class means of some prompts at every site, ``[layer pos class d_model]``."""
-    means = []
-    with Capture.open(path) as capture:
-        for layer in capture.layers:
-            x = read_layer(capture, HOOK, layer)[rows]
-            means.append(np.stack([class_means(x[:, p], labels[rows]) for p in range(x.shape[1])]))
-    return np.stack(means)
+def _at_most(split: _Split, labels: Indices, criteria: Criteria) -> _Split:
+    """At most so many validation prompts a class, drawn by the seed."""
+    order = np.random.default_rng(criteria.seed).permutation(split.validation)
+    parts = [order[labels[order] == label][: criteria.validation] for label in (HARMFUL, HARMLESS)]
+    return _Split(train=split.train, validation=np.sort(np.concatenate(parts)), how=split.how)

@@ -29,7 +29,7 @@ Document = dict[str, Any]
 
 SCHEMA = "refusaldir.diff"
 #: Raised when a reader of the previous version could misread a document.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _NOT_FINITE = "not finite"
 
@@ -43,6 +43,7 @@ CSV_COLUMNS = (
 def build_document(
     drift: "DriftResult",
     behaviour: "BehaviourComparison | None" = None,
+    causality: Mapping[str, Any] | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     created: str | None = None,
@@ -52,6 +53,8 @@ def build_document(
     Args:
         drift: Drift of geometry.
         behaviour: Paired behaviour, or None when it was not measured.
+        causality: What base's selected direction does in both models, or None when none was
+            asked for; see `refusaldir.pipeline.causality.conclude`.
         options: The settings it was made with, JSON-ready.
         created: UTC time in ISO 8601; now by default.
 
@@ -65,16 +68,12 @@ def build_document(
     parts["site"] = {
         **site,
         "token": labels[site["position"]],
-        "reason": (
-            "chosen on the base model alone, by held-out separation"
-            if (options or {}).get("position") is None
-            else "position as given; layer chosen on the base model alone, by held-out separation"
-        ),
+        "reason": _reason(causality, (options or {}).get("position")),
     }
     parts["site_choice"] = choice
     base, tuned = parts.pop("base"), parts.pop("tuned")
     answers = None if behaviour is None else _behaviour(behaviour.to_dict())
-    words = verdict(parts, answers)
+    words = verdict(parts, answers, causality)
     del parts["verdict"]
     document = _plain(
         {
@@ -87,10 +86,27 @@ def build_document(
             "base": base,
             "tuned": tuned,
             "drift": parts,
+            "causality": causality,
             "behaviour": answers,
         }
     )
     return dict(document)
+
+
+def _reason(causality: Mapping[str, Any] | None, position: int | None) -> str:
+    """How the site was chosen, in words."""
+    selection = None if causality is None else causality["selection"]
+    if selection is not None and selection["followed"]:
+        if selection["valid"]:
+            return "chosen on the base model alone, because its direction causes refusal there"
+        return (
+            "the candidate nearest to causing refusal in base, followed because you asked: it is "
+            f"not valid ({selection['candidate']['dropped']})"
+        )
+    separation = "on the base model alone, by held-out separation"
+    if position is not None:
+        return f"position as given; layer chosen {separation}"
+    return f"chosen {separation}"
 
 
 def to_json(document: Mapping[str, Any]) -> str:

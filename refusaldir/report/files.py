@@ -46,7 +46,7 @@ def write_atomic(path: str | Path, data: bytes, *, force: bool = True) -> Path:
         temporary.replace(path)
     except OSError as error:
         raise StoreError(
-            "The report file cannot be written",
+            "The file cannot be written",
             got=error.strerror or str(error),
             where=path,
             next_step="Check that the folder is writable and has room",

@@ -18,22 +18,28 @@ if TYPE_CHECKING:
 Row = Mapping[str, Any]
 FloatArray = NDArray[np.float64]
 
-#: Title, key and whether the colours diverge from zero.
-PANELS = (
-    ("Bypass (lower is better)", "bypass", True),
-    ("Induce (higher is better)", "induce", True),
-    ("KL, nats", "kl", False),
-)
+#: Title, key and scale of the colours (around zero, from least to most, logarithmic).
+_KL = ("KL, nats", "kl", "log")
+PANELS = {
+    "refusal_score": (
+        ("Bypass (lower is better)", "bypass", "diverging"),
+        ("Induce (higher is better)", "induce", "diverging"),
+        _KL,
+    ),
+    "cosmic": (
+        ("Ablated (higher is better)", "ablated_cosine", "plain"),
+        ("Added (higher is better)", "added_cosine", "plain"),
+        _KL,
+    ),
+}
 
 
 def write_selection_figure(document: Row, folder: str | Path) -> tuple[Path, ...]:
-    """Write ``select.png`` and ``select.svg``; nothing where nothing was scored.
+    """Write ``select.png`` and ``select.svg``.
 
     Raises:
         StoreError: A file cannot be written.
     """
-    if document["selection"] is None:
-        return ()
     model = visible(document["provenance"]["model"]["name"])
     return save_figure(
         selection_figure(document),
@@ -45,34 +51,34 @@ def write_selection_figure(document: Row, folder: str | Path) -> tuple[Path, ...
 
 
 def selection_figure(document: Row) -> "Figure":
-    """Draw bypass, induce and KL of every candidate; what was not measured stays grey.
+    """Draw every candidate's scores and KL; what was not measured stays grey.
 
     A circle marks the direction chosen, a dotted one the nearest where none is valid; a dot marks
     a KL that was given up and is a lower bound.
 
     Args:
-        document: The content of ``select.json``, with a selection.
+        document: The content of ``select.json``.
     """
     with style():
         from matplotlib.figure import Figure
 
-        found = document["selection"]
+        found, panels = document["selection"], PANELS[document["criterion"]]
         rows = found["candidates"]
         layers = sorted({row["site"]["layer"] for row in rows})
         offsets = [p["offset"] for p in document["positions"]]
         tokens = [f"{number(p['offset'], 0)} {visible(p['label'])}" for p in document["positions"]]
         top, bottom, left, right, gap = 0.95, 1.15, 0.62, 0.5, 0.55
         height = float(np.clip(0.16 * len(layers), 1.6, 7.0))
-        total, width = top + height + bottom, (WIDTH - left - right - 2 * gap) / len(PANELS)
+        total, width = top + height + bottom, (WIDTH - left - right - 2 * gap) / len(panels)
         figure = Figure(figsize=(WIDTH, total))
         name = visible(document["provenance"]["model"]["name"])
         heading(
             figure,
             "Which directions cause refusal",
-            f"{name} · mean differences at resid_pre · {found['n_harmful']} harmful and "
+            f"{name} · {document['estimator']} at resid_pre · {found['n_harmful']} harmful and "
             f"{found['n_harmless']} harmless validation prompts",
         )
-        for i, (title, key, diverging) in enumerate(PANELS):
+        for i, (title, key, scale) in enumerate(panels):
             axes = figure.add_axes(
                 (
                     (left + i * (width + gap)) / WIDTH,
@@ -82,7 +88,7 @@ def selection_figure(document: Row) -> "Figure":
                 )
             )
             grid = _grid(rows, layers, offsets, key)
-            _draw(figure, axes, grid, diverging, found["thresholds"]["kl"])
+            _draw(figure, axes, grid, scale, found["thresholds"]["kl"])
             axes.set_title(title, fontsize=9, loc="left")
             axes.set_xticks(range(len(offsets)), [number(o, 0) for o in offsets])
             axes.set_xlabel("Position")
@@ -117,18 +123,19 @@ def _grid(
     return grid
 
 
-def _draw(
-    figure: "Figure", axes: "Axes", grid: FloatArray, diverging: bool, threshold: float
-) -> None:
+def _draw(figure: "Figure", axes: "Axes", grid: FloatArray, scale: str, threshold: float) -> None:
     from matplotlib.colors import LogNorm, Normalize
     from matplotlib.ticker import FuncFormatter
 
     axes.set_facecolor(SHADE)
     seen = grid[np.isfinite(grid)]
-    if diverging:
+    norm: Normalize
+    if scale == "diverging":
         reach = float(np.abs(seen).max()) if len(seen) else 1.0
-        norm: Normalize = Normalize(-reach, reach)
-        colours = "PuOr"
+        norm, colours = Normalize(-reach, reach), "PuOr"
+    elif scale == "plain":
+        ends = (float(seen.min()), float(seen.max())) if len(seen) else (0.0, 1.0)
+        norm, colours = Normalize(*ends), "cividis"
     else:
         low = min(threshold / 10, float(seen[seen > 0].min()) if (seen > 0).any() else threshold)
         norm = LogNorm(low, max(threshold * 10, float(seen.max()) if len(seen) else 0.0))

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from refusaldir.report.capture_table import capture_table
+from refusaldir.report.handle_table import handle_table
 from refusaldir.report.layout import (
     PROSE_WIDTH,
     Bullet,
@@ -62,12 +63,14 @@ def diff_report(document: Row) -> RenderableType:
         document: A diff document (see `refusaldir.report.document`).
 
     Returns:
-        A rich renderable: verdict, drift by layer, ranked layers and, where it was measured,
-        behaviour by category.
+        A rich renderable: verdict, drift by layer, ranked layers and, where they were measured,
+        what each model's direction does in both, and behaviour by category.
     """
     parts: list[RenderableType] = [verdict_panel(document), drift_table(document)]
     if document["drift"]["ranking"]:
         parts.append(ranking_table(document))
+    if document["causality"] is not None and document["causality"]["handles"] is not None:
+        parts.append(handle_table(document["causality"]))
     if document["behaviour"] is not None:
         parts.extend(behaviour_tables(document))
     return Group(*parts)
@@ -80,6 +83,7 @@ def verdict_panel(document: Row) -> RenderableType:
     for key, title in (
         ("drift", "What drifted"),
         ("layers", "Which layers"),
+        ("causality", "What causes refusal"),
         ("behaviour", "What changed in behaviour"),
         ("certainty", "How sure"),
         ("limits", "What this cannot tell"),

@@ -22,17 +22,18 @@ AXES = {
 _NAMED = 4
 
 
-def verdict(drift: Row, behaviour: Row | None) -> dict[str, Any]:
+def verdict(drift: Row, behaviour: Row | None, causality: Row | None = None) -> dict[str, Any]:
     """Assemble the verdict from the two parts of a diff document.
 
     Args:
         drift: The document's ``drift``, with the sentences of `refusaldir.drift` under
             ``verdict``.
         behaviour: The document's ``behaviour``, or None where it was not measured.
+        causality: The document's ``causality``, or None where it was not asked for.
 
     Returns:
-        ``headline`` (a sentence) and ``drift``, ``layers``, ``behaviour``, ``certainty`` and
-        ``limits`` (lists of sentences).
+        ``headline`` (a sentence) and ``drift``, ``layers``, ``causality``, ``behaviour``,
+        ``certainty`` and ``limits`` (lists of sentences).
     """
     headline, *rest = drift["verdict"]
     answers = {finding["sentence"] for finding in drift["findings"]}
@@ -40,9 +41,10 @@ def verdict(drift: Row, behaviour: Row | None) -> dict[str, Any]:
         "headline": " ".join([headline, *_brief(behaviour)]),
         "drift": [sentence for sentence in rest if sentence in answers],
         "layers": [sentence for sentence in rest if sentence not in answers],
+        "causality": [] if causality is None else list(causality["sentences"]),
         "behaviour": _behaviour(behaviour),
         "certainty": _certainty(drift, behaviour),
-        "limits": _limits(behaviour),
+        "limits": _limits(behaviour, causality),
     }
 
 
@@ -140,16 +142,26 @@ def _certainty(drift: Row, behaviour: Row | None) -> list[str]:
             f"Behaviour: one greedy response a prompt, up to {behaviour['max_new_tokens']} tokens, "
             f"judged by {behaviour['judge']}; intervals are paired over prompts."
         )
-        notes = [axis["note"] for axis in behaviour["axes"].values() if axis and axis["note"]]
-        sentences += map(_sentence, dict.fromkeys([*notes, *behaviour["notes"]]))
+        sentences += map(_sentence, [*_axis_notes(behaviour), *behaviour["notes"]])
     return [*sentences, *map(_sentence, drift["notes"])]
 
 
-def _limits(behaviour: Row | None) -> list[str]:
+def _axis_notes(behaviour: Row) -> list[str]:
+    """The axes' notes; one that both have is said once."""
+    about: dict[str, list[str]] = {}
+    for name, axis in behaviour["axes"].items():
+        if axis and axis["note"]:
+            about.setdefault(axis["note"], []).append(AXES[name])
+    return [f"{' and '.join(names)}: {note}" for note, names in about.items()]
+
+
+def _limits(behaviour: Row | None, causality: Row | None) -> list[str]:
     return [
         "It measures one direction, at one token position, on these prompts; others may differ.",
-        "It does not show that this direction causes refusal in either model, nor which layers' "
-        "weights were changed.",
+        "It does not show which layers' weights were changed."
+        if causality is not None and causality["handles"] is not None
+        else "It does not show that this direction causes refusal in either model, nor which "
+        "layers' weights were changed.",
         "A change that was not detected may still be there, and refusal can change by ways that "
         "leave this direction alone.",
         "Behaviour was not measured, so what the model now says is unknown."

@@ -1,16 +1,20 @@
-"""Causal selection against the obvious way, same candidates, same run.
+"""Causal selection against the obvious way, same model, same prompts, same run.
 
-    python tests/benchmarks/bench_select.py [--model SPEC] [--layers 9,12,15] [--positions -1]
+    python tests/benchmarks/bench_select.py [--model SPEC] [--obvious-candidates 6]
+    python tests/benchmarks/bench_select.py --layers 9,12,15 --obvious-candidates 0
 
 The obvious way is three full sweeps a candidate (bypass, induce, KL): left-padded batches of 32
-through the HF model with full logits, hooks on every block. It takes a quarter of an hour for
-every layer and position of the default model on two cores, so a few layers are the default.
-Printed: both times and their ratio, whether both choose the same candidate, and the largest
-difference of the scores of the candidates whose KL passes.
+through the HF model with full logits, hooks on every block. It takes as long for one candidate as
+for another, so only a random sample (and what refusaldir chooses) is run by default and the time
+scaled by the number of candidates; ``--obvious-candidates 0`` runs all. refusaldir always runs
+all of them. Printed: both times and their ratio (CPU time too, for a busy machine), the largest
+difference of scores, and whether the choice is the same: where only a sample was run, whether no
+candidate of it beats the chosen one.
 """
 
 import argparse
 import time
+from collections import Counter
 from contextlib import contextmanager
 
 import numpy as np
@@ -20,14 +24,13 @@ from bench_capture import left_padded
 from refusaldir.capture import capture
 from refusaldir.directions.candidates import Thresholds
 from refusaldir.directions.causal import select_causal
-from refusaldir.directions.search import kl_divergence
+from refusaldir.directions.divergence import kl_divergence
 from refusaldir.models.bridge import hook_model
 from refusaldir.models.load import load_model
 from refusaldir.models.options import LoadOptions
 from refusaldir.prompts.load import load_prompts
 from refusaldir.prompts.render import ChatRenderer
-from refusaldir.records import Site
-from refusaldir.refusal_score import score_of_logits
+from refusaldir.refusal_score import refusal_scores, score_of_logits
 
 BATCH = 32
 
@@ -70,30 +73,36 @@ def sweep(hf, sequences, pad):
     return torch.cat(parts)
 
 
-def obvious(hf, directions, layers, offsets, harmful, harmless, tokens, pad):
+def clock():
+    """Wall time and CPU time of all threads, which other processes do not disturb."""
+    return np.array([time.perf_counter(), time.process_time()])
+
+
+def obvious(hf, sites, vectors, harmful, harmless, tokens, pad):
+    """Bypass, induce and KL by site; seconds a candidate, and once."""
+    began = clock()
     clean = sweep(hf, harmless, pad).double().softmax(-1)
-    table = {}
-    for row, layer in enumerate(layers):
-        for column, offset in enumerate(offsets):
-            vector = torch.from_numpy(directions[row, column]).float()
-            unit = vector / vector.norm()
-            with hooks(hf, unit=unit):
-                bypass = score_of_logits(sweep(hf, harmful, pad), tokens).mean()
-                changed = sweep(hf, harmless, pad).double().softmax(-1)
-            with hooks(hf, add=(layer, vector)):
-                induce = score_of_logits(sweep(hf, harmless, pad), tokens).mean()
-            kl = kl_divergence(clean, changed).mean()
-            table[Site(hook="resid_pre", layer=layer, position=offset)] = tuple(
-                map(float, (bypass, induce, kl))
-            )
-    return table
+    table, once = {}, clock() - began
+    for site in sites:
+        vector = torch.from_numpy(vectors[site]).float()
+        unit = vector / vector.norm()
+        with hooks(hf, unit=unit):
+            bypass = score_of_logits(sweep(hf, harmful, pad), tokens).mean()
+            changed = sweep(hf, harmless, pad).double().softmax(-1)
+        with hooks(hf, add=(site.layer, vector)):
+            induce = score_of_logits(sweep(hf, harmless, pad), tokens).mean()
+        kl = kl_divergence(clean, changed).mean()
+        table[site] = tuple(map(float, (bypass, induce, kl)))
+    return table, (clock() - began - once) / len(table), once
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m+aligned")
-    parser.add_argument("--layers", default="12,15,18", help="comma-separated, or: all")
-    parser.add_argument("--positions", default="-3,-2,-1", help="offsets, or: all")
+    parser.add_argument("--layers", default="all", help="comma-separated, or: all")
+    parser.add_argument("--positions", default="post", help="offsets, or: post")
+    parser.add_argument("--obvious-candidates", type=int, default=6, help="0 for all")
+    parser.add_argument("--no-filter", action="store_true", help="keep prompts treated wrongly")
     parser.add_argument("--kl", type=float, default=0.1)
     parser.add_argument("--refusal-tokens", default="I,Sorry,No,That")
     parser.add_argument("--validation", type=int, default=32, help="prompts a class")
@@ -108,18 +117,18 @@ def main() -> None:
     depth = len(loaded.hf.get_decoder().layers)
     layers = list(range(1, int(0.8 * depth))) if args.layers == "all" else None
     layers = layers or [int(x) for x in args.layers.split(",")]
-    positions = renderer.positions("post" if args.positions == "all" else args.positions)
+    positions = renderer.positions(args.positions)
     y = np.asarray(sets["validation"].labels)
-    harmful, harmless = (
-        [s for s, label in zip(ids["validation"], y, strict=True) if label == wanted][
-            : args.validation
-        ]
-        for wanted in (1, 0)
-    )
-
-    # The obvious way first, on the model before anything is wrapped.
+    # Torch hooks, so that the obvious way runs the model as Hugging Face made it.
     hf = loaded.hf
     model = hook_model(loaded, "torch_hooks")
+    keep = np.ones(len(y), dtype=bool)
+    if not args.no_filter:
+        keep = (refusal_scores(model, ids["validation"], tokens) > 0) == (y == 1)
+    harmful, harmless = (
+        [ids["validation"][i] for i in np.flatnonzero(keep & (y == wanted))][: args.validation]
+        for wanted in (1, 0)
+    )
     x = np.zeros((len(ids["train"]), len(layers), len(positions.offsets), model.d_model))
     for batch in capture(model, ids["train"], layers=layers, positions=positions):
         x[batch.indices] = batch.values["resid_pre"]
@@ -127,7 +136,7 @@ def main() -> None:
     directions = x[label == 1].mean(0) - x[label == 0].mean(0)
 
     limits = Thresholds(kl=args.kl, induce=0.0, depth=1.0)
-    began = time.perf_counter()
+    began = clock()
     choice = select_causal(
         model,
         directions,
@@ -138,23 +147,46 @@ def main() -> None:
         refusal_tokens=tokens,
         thresholds=limits,
     )
-    fast = time.perf_counter() - began
-    began = time.perf_counter()
-    table = obvious(hf, directions, layers, positions.offsets, harmful, harmless, tokens, pad)
-    slow = time.perf_counter() - began
+    fast = clock() - began
+    sites = [c.site for c in choice.candidates]
+    vectors = {
+        site: directions[layers.index(site.layer), positions.offsets.index(site.position)]
+        for site in sites
+    }
+    mine = choice.chosen.site if choice.chosen else None
+    sample = sites
+    if args.obvious_candidates:
+        drawn = np.random.default_rng(0).permutation(len(sites))[: args.obvious_candidates]
+        sample = list(dict.fromkeys(([mine] if mine else []) + [sites[i] for i in drawn]))
+    table, each, once = obvious(hf, sample, vectors, harmful, harmless, tokens, pad)
+    slow = once + each * len(sites)
     valid = {s: v for s, v in table.items() if v[2] <= limits.kl and v[1] >= limits.induce}
     best = min(valid, key=lambda s: valid[s][0]) if valid else None
-    mine = choice.chosen.site if choice.chosen else None
-    gaps = [
-        abs(a - b)
-        for c in choice.candidates
-        if c.bypass is not None and c.kl_exact
-        for a, b in zip((c.bypass, c.induce, c.kl), table[c.site], strict=True)
-    ]
-    print(f"{len(table)} candidates, {len(harmful)} + {len(harmless)} prompts, {args.model}")
-    print(f"obvious     {slow:8.1f} s   chooses {best}")
-    print(f"refusaldir  {fast:8.1f} s   chooses {mine}   {slow / fast:.1f}x")
-    print(f"same choice: {best == mine}; largest difference of scores: {max(gaps, default=0):.1e}")
+    gaps, wrong = [], []
+    for c in choice.candidates:
+        if c.site not in table:
+            continue
+        bypass, induce, kl = table[c.site]
+        if c.kl_exact:
+            gaps.append(abs(c.kl - kl))
+        elif not limits.kl < c.kl <= kl + 1e-3:
+            wrong.append(c.site)
+        gaps += [abs(a - b) for a, b in ((c.bypass, bypass), (c.induce, induce)) if a is not None]
+        if c.valid != (c.site in valid):
+            wrong.append(c.site)
+    counts = Counter(c.dropped or "valid" for c in choice.candidates)
+    print(f"{len(sites)} candidates, {len(harmful)} + {len(harmless)} prompts, {args.model}")
+    print(f"dropped: {dict(counts)}")
+    scaled = f" (scaled from {len(table)} candidates)" if len(table) < len(sites) else ""
+    nearest = f" (nearest {choice.nearest.site})" if choice.nearest else ""
+    for name, took, chosen in (
+        ("obvious", slow, f"{best}{scaled}"),
+        ("refusaldir", fast, f"{mine}{nearest}"),
+    ):
+        print(f"{name:11}{took[0]:8.1f} s wall {took[1]:8.1f} s CPU   chooses {chosen}")
+    print(f"ratio      {slow[0] / fast[0]:8.1f}x     {slow[1] / fast[1]:8.1f}x")
+    print(f"same choice{' in the sample' * bool(scaled)}: {best == mine}")
+    print(f"largest difference of scores: {max(gaps, default=0):.1e}; judged otherwise: {wrong}")
 
 
 if __name__ == "__main__":

@@ -386,7 +386,7 @@ def test_select_prints_and_writes(run, base_model, prompt_file, tmp_path):
     assert "meets every criterion" in " ".join(done.out.replace("│", " ").split())
     assert "Next: refusaldir diff" in done.sentence
     assert (tmp_path / "s" / "direction.safetensors").exists()
-    assert json.loads((tmp_path / "s" / "select.json").read_text())["format_version"] == 1
+    assert json.loads((tmp_path / "s" / "select.json").read_text())["format_version"] == 2
     again = run(*words)
     assert again.code == 2 and "holds a result already" in again.sentence
 

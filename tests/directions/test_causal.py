@@ -1,14 +1,21 @@
 """Causal selection against an obvious implementation, and what it says when nothing is valid."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from plain import PlainHooks
+from refusing import HARMFUL, HARMLESS, REFUSE, Refusing, U
+from refusing import prompts as planted_prompts
 
-from refusaldir.directions.candidates import Thresholds
+from refusaldir.directions.candidates import Candidate, Thresholds, choose, why_dropped
 from refusaldir.directions.causal import select_causal
-from refusaldir.directions.search import EPSILON, kl_divergence
+from refusaldir.directions.divergence import EPSILON, kl_divergence
 from refusaldir.errors import DirectionError
+from refusaldir.geometry import cosine
+from refusaldir.records import Site
 from refusaldir.refusal_score import EPSILON as SCORE_EPSILON
 
 TOKENS = [5, 11, 40]
@@ -176,30 +183,137 @@ def test_depth_is_pruned_and_not_run(model, directions, prompts):
     assert choice.chosen.site.layer < 2
 
 
-def test_planted_mechanism_is_found(model, prompts):
-    """A direction that the model writes at block 1 and that alone decides is the one chosen."""
-    harmful, harmless = prompts
-    refuse = model.hf.lm_head.weight[TOKENS].double().mean(0)
-    vector = (refuse / refuse.norm()).numpy() * 30
-    values = np.random.default_rng(9).normal(size=(3, 2, 32))
-    values[1, 1] = vector
-    choice = select_causal(
-        model,
-        values,
-        layers=LAYERS,
-        offsets=OFFSETS,
-        harmful=harmful,
-        harmless=harmless,
-        refusal_tokens=TOKENS,
-        thresholds=Thresholds(kl=1e9, induce=choice_floor(model, values, prompts), depth=1.0),
-    )
-    assert (choice.chosen.site.layer, choice.chosen.site.position) == (1, -1)
-    assert choice.chosen.induce > choice.clean_harmless + 1
+class TestPlantedRefusal:
+    """A model that refuses by one feature, written by block 0: the answers are known."""
+
+    @pytest.fixture(scope="class")
+    def refusing(self):
+        return Refusing()
+
+    def choice(self, refusing, directions, **options):
+        harmful, harmless = planted_prompts()
+        return select_causal(
+            refusing.model(),
+            directions,
+            layers=LAYERS,
+            offsets=OFFSETS,
+            harmful=harmful,
+            harmless=harmless,
+            refusal_tokens=[REFUSE],
+            **options,
+        )
+
+    def test_its_layer_and_direction(self, refusing):
+        table = refusing.directions()
+        choice = self.choice(refusing, table)
+        site = choice.chosen.site
+        assert (site.layer, site.position) == (1, -1)
+        assert cosine(table[1, 1], U) > 0.99
+        assert choice.nearest is None
+
+    def test_every_score_by_plain_numpy(self, refusing):
+        table = refusing.directions()
+        choice = self.choice(refusing, table, thresholds=WIDE, exhaustive=True)
+        assert choice.clean_harmful == pytest.approx(refusing.score(HARMFUL), abs=1e-3)
+        assert choice.clean_harmless == pytest.approx(refusing.score(HARMLESS), abs=1e-3)
+        assert choice.clean_harmful > 5 and choice.clean_harmless < -5
+        for c in choice.candidates:
+            vector = table[c.site.layer, c.site.position]
+            expected = (
+                refusing.score(HARMFUL, ablate=vector),
+                refusing.score(HARMLESS, add=(c.site.layer, vector)),
+                refusing.kl(HARMLESS, vector),
+            )
+            np.testing.assert_allclose([c.bypass, c.induce, c.kl], expected, atol=1e-3)
+
+    def test_an_unrelated_direction_does_nothing(self, refusing):
+        choice = self.choice(refusing, refusing.directions(), thresholds=WIDE, exhaustive=True)
+        [planted] = [c for c in choice.candidates if (c.site.layer, c.site.position) == (1, -1)]
+        [other] = [c for c in choice.candidates if (c.site.layer, c.site.position) == (1, -2)]
+        assert planted.bypass < choice.clean_harmful - 10
+        assert planted.induce > choice.clean_harmless + 10
+        assert abs(other.bypass - choice.clean_harmful) < 0.5
+        assert abs(other.induce - choice.clean_harmless) < 2
+
+    def test_a_model_without_the_feature(self):
+        plain = Refusing(feature=False)
+        choice = self.choice(plain, plain.directions())
+        assert choice.chosen is None
+        assert {c.dropped for c in choice.candidates} == {"induce", "too deep"}
+        assert choice.nearest.dropped == "induce" and choice.nearest.bypass is not None
 
 
-def choice_floor(model, values, prompts):
-    full = run(model, values, prompts, thresholds=WIDE, exhaustive=True)
-    return max(c.induce for c in full.candidates) - 1e-6
+class TestChoose:
+    """The choice is a function of the table of scores alone."""
+
+    def table(self, *rows):
+        names = ("kl", "induce", "bypass", "cosmic")
+        return [
+            Candidate(
+                site=Site(hook="resid_pre", layer=layer, position=position),
+                norm=1.0,
+                kl_exact=True,
+                **dict(zip(names, scores, strict=True)),
+            )
+            for layer, position, *scores in rows
+        ]
+
+    def test_least_bypass_of_the_valid(self):
+        rows = self.table(
+            (1, -1, 0.2, 1.0, -9.0, 1.9),  # KL
+            (2, -1, 0.1, -0.1, -8.0, 1.8),  # induce
+            (3, -1, 0.1, 0.0, -3.0, 1.2),
+            (4, -1, 0.05, 2.0, -2.0, 1.5),
+        )
+        assert choose(rows, Thresholds()) is rows[2]
+        assert choose(rows, Thresholds(kl=1, induce=-1)) is rows[0]
+        assert choose(rows, Thresholds(), "cosmic") is rows[1]
+
+    @pytest.mark.parametrize("criterion", ["refusal_score", "cosmic"])
+    def test_a_tie_goes_to_the_lowest_site(self, criterion):
+        rows = self.table(
+            (3, -1, 0, 1, -2, 1.5),
+            (2, -1, 0, 1, -2, 1.5),
+            (2, -3, 0, 1, -2, 1.5),
+            (9, -9, 0, 1, 0, 1),
+        )
+        for order in itertools.permutations(rows):
+            assert choose(order, Thresholds(), criterion) is rows[2]
+
+    @pytest.mark.parametrize("field", ["kl", "induce", "bypass", "cosmic"])
+    @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+    def test_a_score_that_is_not_finite_is_never_chosen(self, field, value):
+        criterion = "cosmic" if field == "cosmic" else "refusal_score"
+        good, bad = self.table((1, -1, 0.05, 1, -2, 1.5), (2, -1, 0.05, 1, -9, 1.9))
+        assert choose([good, bad], Thresholds(), criterion) is bad
+        bad = replace(bad, **{field: value})
+        assert choose([bad, good], Thresholds(), criterion) is good
+        assert choose([bad], Thresholds(), criterion) is None
+        assert why_dropped(bad, Thresholds(), criterion) == "not finite"
+
+    def test_what_was_not_measured_is_not_chosen(self):
+        [row] = self.table((1, -1, 0.05, 1, -2, 1.5))
+        for change in ({"kl": None}, {"kl_exact": False}, {"induce": None}, {"bypass": None}):
+            assert choose([replace(row, **change)], Thresholds()) is None
+
+    def test_nothing_left(self):
+        rows = self.table((1, -1, 0.2, 1, -2, 1), (2, -1, 0, -1, -2, 1))
+        assert choose(rows, Thresholds()) is None
+        assert choose([], Thresholds()) is None
+        assert choose([replace(rows[0], dropped="too deep", kl=0.0)], Thresholds()) is None
+
+    def test_an_unknown_criterion(self):
+        with pytest.raises(DirectionError, match="criterion"):
+            choose([], Thresholds(), "vibes")
+
+
+def test_scores_that_are_not_finite_are_named(model, directions, prompts):
+    """A vector too large for float32."""
+    directions[1, 1] *= 1e39
+    choice = run(model, directions, prompts, thresholds=WIDE)
+    [bad] = [c for c in choice.candidates if (c.site.layer, c.site.position) == (1, -1)]
+    assert bad.dropped == "not finite" and bad.bypass is None
+    assert choice.chosen is not None and choice.chosen.site != bad.site
 
 
 def test_progress_reaches_the_end(model, directions, prompts):

@@ -2,9 +2,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.linalg import subspace_angles
 
 from refusaldir.errors import DirectionError
-from refusaldir.geometry import angle_degrees, cosine, mean_products, project, unit
+from refusaldir.geometry import (
+    angle_degrees,
+    cosine,
+    mean_products,
+    overlap,
+    principal_angles,
+    project,
+    unit,
+)
 
 R = np.array([-1.0, 1.0])
 
@@ -74,6 +83,65 @@ class TestCosine:
     def test_project_is_a_scalar_projection(self):
         x = np.array([[2.0, 5.0], [-1.0, 0.0]])
         np.testing.assert_allclose(project(x, np.array([10.0, 0.0])), [2, -1])
+
+
+def bases_at(angles, d=12, seed=0):
+    """Two orthonormal bases with given principal angles."""
+    k = len(angles)
+    q = np.linalg.qr(vectors(seed, d, d))[0].T
+    return q[:k], np.cos(angles)[:, None] * q[:k] + np.sin(angles)[:, None] * q[k : 2 * k]
+
+
+class TestSubspaces:
+    @pytest.mark.parametrize("seed", range(3))
+    def test_planted_angles_are_found_at_both_ends(self, seed):
+        """Including 1e-10, which the arc cosine of a singular value cannot tell from 0."""
+        angles = np.array([1e-10, 1e-5, 0.4, np.pi / 2 - 1e-9])
+        a, b = bases_at(angles, seed=seed)
+        mixed = vectors(seed, 4, 4) @ b  # any basis of the same span
+        np.testing.assert_allclose(principal_angles(a, mixed), angles, rtol=1e-4)
+        assert np.arccos(np.clip(np.linalg.svd(a @ b.T)[1], -1, 1))[0] != pytest.approx(
+            1e-10, rel=1e-4
+        )
+
+    @pytest.mark.parametrize("j, k, d", [(3, 5, 12), (5, 3, 12), (2, 2, 40), (1, 1, 3)])
+    def test_equal_scipy_away_from_the_ends(self, j, k, d):
+        a, b = vectors(1, j, d), vectors(2, k, d)
+        angles = principal_angles(a, b)
+        assert angles.shape == (min(j, k),) and np.all(np.diff(angles) >= 0)
+        np.testing.assert_allclose(angles, subspace_angles(a.T, b.T)[::-1], rtol=1e-9)
+
+    @settings(max_examples=20)
+    @given(st.integers(0, 10_000), st.integers(1, 5))
+    def test_overlap_is_the_mean_squared_cosine(self, seed, k):
+        a, b = (np.linalg.qr(vectors(seed + i, 12, k))[0].T for i in (0, 1))
+        assert overlap(a, b) == pytest.approx(np.mean(np.cos(principal_angles(a, b)) ** 2))
+        q = np.linalg.qr(vectors(seed + 2, 12, 12))[0]
+        assert overlap(a @ q, b @ q) == pytest.approx(overlap(a, b))
+
+    def test_overlap_of_nested_equal_and_orthogonal_subspaces(self):
+        q = np.linalg.qr(vectors(3, 12, 12))[0].T
+        assert overlap(q[:2], q[:5]) == pytest.approx(1)
+        assert overlap(q[:2], q[[1, 0]]) == pytest.approx(1)
+        assert overlap(q[:2], q[2:4]) == pytest.approx(0)
+        assert overlap(q[:2], q[1:3]) == pytest.approx(0.5)
+
+    def test_random_subspaces_overlap_by_the_larger_share(self):
+        pairs = [
+            [np.linalg.qr(vectors(10 * s + i, 20, k))[0].T for i, k in enumerate((2, 5))]
+            for s in range(300)
+        ]
+        assert np.mean([overlap(a, b) for a, b in pairs]) == pytest.approx(5 / 20, rel=0.05)
+
+    def test_what_is_no_basis_is_refused(self):
+        a = np.linalg.qr(vectors(0, 12, 2))[0].T
+        with pytest.raises(DirectionError, match="orthonormal"):
+            overlap(2 * a, a)
+        with pytest.raises(DirectionError, match=r"linearly dependent: expected 3 .* got rank 2"):
+            principal_angles(a, np.vstack([a, a[0]]))
+        for bad in (np.full((1, 12), np.nan), np.zeros((0, 12))):
+            with pytest.raises(DirectionError, match="finite rows"):
+                principal_angles(a, bad)
 
 
 class TestMeanProducts:

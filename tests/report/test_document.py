@@ -234,10 +234,10 @@ def test_foreign_and_damaged_files(tmp_path, content, message):
 
 
 def test_a_newer_document_names_its_version_and_the_way_out(document, tmp_path):
-    newer = {**document, "schema_version": 2, "refusaldir_version": "9.9", "new_field": 1}
+    newer = {**document, "schema_version": 3, "refusaldir_version": "9.9", "new_field": 1}
     path = tmp_path / "diff.json"
     path.write_text(json.dumps(newer), "utf-8")
-    with pytest.raises(StoreError, match=r"newer refusaldir.*got 2 \(refusaldir 9\.9\).*Upgrade"):
+    with pytest.raises(StoreError, match=r"newer refusaldir.*got 3 \(refusaldir 9\.9\).*Upgrade"):
         load_document(path)
 
 

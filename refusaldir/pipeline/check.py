@@ -1,0 +1,158 @@
+"""Does a direction cause refusal in what the model says? Held-out responses, against chance.
+
+Selection looks one token ahead. Here the model answers held-out prompts in full: harmful ones
+with the direction ablated, harmless ones with it added, beside the same with nothing changed and
+with covariance-matched random directions of the same norm at the same site
+(`refusaldir.directions.effect.random_directions`). Responses are judged like those of `diff`.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from refusaldir.directions.mean_diff import Direction
+from refusaldir.directions.reader import read_layer
+from refusaldir.pipeline.material import Material
+from refusaldir.pipeline.plan import ProgressFn, silent
+from refusaldir.prompts.schema import Prompt
+from refusaldir.records import HARMFUL, HARMLESS, Estimate, content_hash
+from refusaldir.statistics import proportion
+from refusaldir.store import Capture
+
+if TYPE_CHECKING:
+    from refusaldir.hooks import Intervention
+    from refusaldir.models.bridge import HookedModel
+    from refusaldir.prompts.render import RenderedSet
+
+CLEAN, ABLATED, ADDED = "clean", "ablated", "added"
+
+
+def check_direction(
+    model: "HookedModel",
+    material: Material,
+    direction: Direction,
+    train: Sequence[int],
+    folder: Path,
+    *,
+    n_random: int = 3,
+    max_new_tokens: int = 64,
+    batch_size: int | None = None,
+    seed: int = 0,
+    progress: ProgressFn = silent,
+) -> dict[str, Any]:
+    """Refusal rates of held-out prompts under a direction and under random ones.
+
+    Args:
+        model: The model the direction comes from.
+        material: Its capture and prompts.
+        direction: The direction; ablated as a unit vector, added raw.
+        train: Prompts behind the direction; random directions take their covariance.
+        folder: Where responses go, a file for each condition; what is there is not made again.
+        n_random: How many random directions.
+        max_new_tokens: Length of the responses.
+        batch_size: Prompts a batch; None finds a good size by itself.
+        seed: Seed of the random directions.
+        progress: Called with stage, done and total.
+
+    Returns:
+        JSON-ready: for ``harmful`` and ``harmless`` prompts the rates (Wilson intervals) by
+        condition, those of each random direction as a list, and the responses left out.
+    """
+    import torch
+
+    from refusaldir.directions.effect import random_directions
+    from refusaldir.hooks import Ablation, Addition
+
+    rows, held_out = _held_out(material, train)
+    labels = material.labels
+    x = _activations(material.path, direction)[np.asarray(train)]
+    chance = random_directions(x, labels[np.asarray(train)], direction, count=n_random, seed=seed)
+
+    def ablation(d: Direction) -> "Intervention":
+        return Ablation.of(torch.from_numpy(d.vector))
+
+    def addition(d: Direction) -> "Intervention":
+        return Addition(torch.from_numpy(d.vector).float(), d.site.layer)
+
+    found: dict[str, Any] = {"held_out": held_out, "max_new_tokens": max_new_tokens, "seed": seed}
+    for side, label, name, make in (
+        ("harmful", HARMFUL, ABLATED, ablation),
+        ("harmless", HARMLESS, ADDED, addition),
+    ):
+        rendered = material.rendered.take([i for i in rows if labels[i] == label])
+        ask = _Asking(model, rendered, folder, max_new_tokens, batch_size, progress)
+        clean = ask(f"{side} {CLEAN}", None, None)
+        changed = ask(f"{side} {name}", make(direction), direction)
+        random = [ask(f"{side} {name} random {i + 1}", make(d), d) for i, d in enumerate(chance)]
+        found[side] = {CLEAN: clean, name: changed, "random": random}
+    return found
+
+
+class _Asking:
+    """Generate responses under an intervention and count refusals."""
+
+    def __init__(
+        self,
+        model: "HookedModel",
+        rendered: "RenderedSet",
+        folder: Path,
+        max_new_tokens: int,
+        batch_size: int | None,
+        progress: ProgressFn,
+    ) -> None:
+        self._model, self._rendered, self._folder = model, rendered, folder
+        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
+        self._progress = progress
+
+    def __call__(
+        self, stage: str, change: "Intervention | None", direction: Direction | None
+    ) -> dict[str, Any]:
+        from refusaldir.hooks import intervene
+        from refusaldir.probes.measure import measure
+        from refusaldir.probes.outcomes import is_refused
+
+        # The vector is part of the name: responses made with another one are not taken for it.
+        parts = stage.split()
+        if direction is not None:
+            parts.append(content_hash(direction.vector.tolist())[:8])
+        done = 0
+
+        def on_batch(count: int) -> None:
+            nonlocal done
+            done += count
+            self._progress(f"Check {stage}", done, len(self._rendered))
+
+        with intervene(self._model, *([] if change is None else [change])):
+            answers = measure(
+                self._model,
+                self._rendered,
+                max_new_tokens=self._max_new_tokens,
+                batch_size=self._batch_size,
+                path=self._folder / f"check-{'-'.join(parts)}.jsonl",
+                force=True,
+                on_batch=on_batch,
+            )
+        outcomes = [is_refused(row.label) for row in answers.rows]
+        judged = [outcome for outcome in outcomes if outcome is not None]
+        rate: Estimate = proportion(sum(judged), len(judged))
+        return {"refused": rate.to_dict(), "left_out": len(outcomes) - len(judged)}
+
+
+def _held_out(material: Material, train: Sequence[int]) -> tuple[list[int], str]:
+    """Prompts that neither made nor chose the direction, where there are any."""
+    prompts: list[Prompt] = list(material.rendered.prompts)
+    test = [i for i, prompt in enumerate(prompts) if prompt.split == "test"]
+    if test:
+        return test, "the set's test split"
+    used = set(map(int, train))
+    return [i for i in range(len(prompts)) if i not in used], (
+        "the prompts that the selection validated on"
+    )
+
+
+def _activations(path: Path, direction: Direction) -> np.ndarray:
+    with Capture.open(path) as capture:
+        column = capture.positions.offsets.index(direction.site.position)
+        return read_layer(capture, direction.site.hook, direction.site.layer)[:, column]

@@ -1,0 +1,76 @@
+"""A capture together with the prompts it was made from, as tokens for an open model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refusaldir.errors import CaptureMismatchError
+from refusaldir.records import Provenance
+from refusaldir.store import Capture
+
+if TYPE_CHECKING:
+    from refusaldir.pipeline.plan import Plan
+    from refusaldir.prompts.render import RenderedSet
+
+
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What a direction is selected from.
+
+    Attributes:
+        path: The capture.
+        provenance: What decided its values.
+        rendered: Its prompts as tokens, in the order of the capture.
+    """
+
+    path: Path
+    provenance: Provenance
+    rendered: "RenderedSet"
+
+    @classmethod
+    def of_plan(cls, plan: "Plan", path: Path) -> "Material":
+        """The capture that a plan made."""
+        return cls(path=path, provenance=plan.provenance, rendered=plan.rendered)
+
+    @classmethod
+    def of_capture(cls, path: Path, tokenizer: Any, template: str | None = None) -> "Material":
+        """An older capture, its prompts rendered again.
+
+        Args:
+            path: The capture.
+            tokenizer: That of its model.
+            template: The chat template it was made with, where that is not the tokenizer's own.
+
+        Raises:
+            CaptureMismatchError: The prompts give other tokens now.
+        """
+        from refusaldir.prompts.render import ChatRenderer
+
+        with Capture.open(path) as capture:
+            provenance, prompts = capture.provenance, capture.prompts
+        made = provenance.template
+        rendered = ChatRenderer(
+            tokenizer, system=made.system, thinking=made.thinking, template=template
+        ).render(prompts)
+        if rendered.hash != provenance.rendered_hash:
+            raise CaptureMismatchError(
+                "The prompts of the capture give other tokens now",
+                expected=f"rendered prompts {provenance.rendered_hash}",
+                got=rendered.hash,
+                where=path,
+                next_step="Give the --template it was made with, or extract it again",
+            )
+        return cls(path=path, provenance=provenance, rendered=rendered)
+
+    @property
+    def labels(self) -> NDArray[np.int64]:
+        """0 harmless, 1 harmful."""
+        return np.asarray(self.rendered.prompts.labels)
+
+    def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[tuple[int, ...]]:
+        """Token ids of some prompts."""
+        return [self.rendered.ids[int(i)] for i in rows]
