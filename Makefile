@@ -7,7 +7,7 @@ DEMO := activations/demo
 .PHONY: help setup demo test lint clean
 
 help:
-	@echo "make demo   set up, then run extract and diff on the embedded default pair"
+	@echo "make demo   set up, then run extract, select and diff on the embedded default pair"
 	@echo "make test   set up, then run the gates and the tests"
 	@echo "make clean  remove the virtual environment and build leftovers (captures stay)"
 
@@ -22,6 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/refusaldir extract smollm2-135m+aligned --out $(DEMO)/base.h5 --resume
 	$(BIN)/refusaldir extract smollm2-135m+aligned+tuned --out $(DEMO)/tuned.h5 --resume
+	$(BIN)/refusaldir select smollm2-135m+aligned --kl 0.5 --store $(DEMO)
 	$(BIN)/refusaldir diff $(DEMO)/base.h5 $(DEMO)/tuned.h5 --behaviour on --out $(DEMO)/diff --force
 
 lint: setup

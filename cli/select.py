@@ -115,6 +115,8 @@ def select(
         return
     stdout().print(selection_report(result.document))
     note = stderr()
+    if result.reused:
+        note.print(f"Kept: {result.folder} holds this selection already (--force makes it anew).")
     for name, path in result.files.items():
         note.print(f"{name}: {path}", soft_wrap=True)
     note.print(f"Next: refusaldir diff {model} TUNED_MODEL", soft_wrap=True)

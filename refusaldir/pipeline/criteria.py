@@ -1,14 +1,12 @@
 """What is asked of a direction that is to count as causing refusal."""
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from refusaldir.directions.candidates import CRITERIA, Thresholds
 from refusaldir.errors import RefusaldirError
 
-if TYPE_CHECKING:
-    from refusaldir.directions.candidates import Thresholds
-
-CRITERIA = ("refusal_score", "cosmic")
+#: In the order of comparison; `refusaldir.directions.estimators` has them, and imports more.
 ESTIMATORS = ("mean_diff", "lda", "logistic", "pca", "winsorised")
 
 
@@ -61,10 +59,8 @@ class Criteria:
         return ESTIMATORS if self.estimator == "all" else (self.estimator,)
 
     @property
-    def thresholds(self) -> "Thresholds":
+    def thresholds(self) -> Thresholds:
         """What a valid direction must satisfy."""
-        from refusaldir.directions.candidates import Thresholds
-
         return Thresholds(kl=self.kl, induce=self.induce, depth=self.depth)
 
     def to_dict(self) -> dict[str, Any]:

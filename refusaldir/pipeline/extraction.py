@@ -123,7 +123,9 @@ def extract(
                 next_step="Choose another --out, or overwrite it with --force",
             )
     criteria = criteria or Criteria()
-    selected = find_selected(path, kept, criteria) if select and kept is not None else None
+    selected = (
+        find_selected(folder_beside(path), kept, criteria) if select and kept is not None else None
+    )
     if kept is None or (select and selected is None):
         with opening.model() as hooked:
             if kept is None:

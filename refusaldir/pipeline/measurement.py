@@ -79,7 +79,7 @@ class Measurement:
         base = self.arms[0]
         if self.read_select and base.plan is None:
             criteria = self.criteria if self.given_criteria else None
-            found = find_selected(base.path, base.provenance, criteria)
+            found = find_selected(folder_beside(base.path), base.provenance, criteria)
             if found is not None:
                 self.causality = Causality(selected=found, nearest=self.follow_nearest)
 

@@ -32,6 +32,7 @@ class Selected:
         folder: Where everything was written.
         files: What was written, by name.
         choice: Every candidate with its scores; None when it was read from a folder.
+        reused: True when it was there already.
     """
 
     document: dict[str, Any]
@@ -40,6 +41,7 @@ class Selected:
     folder: Path
     files: Mapping[str, Path]
     choice: "CausalChoice | None" = None
+    reused: bool = False
 
     @property
     def refusal_tokens(self) -> tuple[int, ...]:
@@ -52,13 +54,13 @@ def folder_beside(capture: Path) -> Path:
     return capture.with_name(f"{capture.stem}-select")
 
 
-def refuse_existing(folder: Path, *, force: bool) -> None:
+def refuse_existing(folder: Path) -> None:
     """Refuse to overwrite a finished selection.
 
     Raises:
-        OutputExistsError: The folder holds one and ``force`` is not set.
+        OutputExistsError: The folder holds one.
     """
-    if (folder / "select.json").exists() and not force:
+    if (folder / "select.json").exists():
         raise OutputExistsError(
             "The folder holds a result already",
             where=folder / "select.json",
@@ -116,6 +118,7 @@ def read_selected(folder: Path) -> Selected:
         nearest=vectors.get(NEAREST),
         folder=folder,
         files={path.name: path for path in sorted(folder.iterdir()) if path.is_file()},
+        reused=True,
     )
 
 
@@ -148,10 +151,9 @@ def read_document(path: Path) -> dict[str, Any]:
 
 
 def find_selected(
-    capture: Path, provenance: Provenance, criteria: Criteria | None = None
+    folder: Path, provenance: Provenance, criteria: Criteria | None = None
 ) -> Selected | None:
-    """The selection beside a capture, if made from that capture (and by the criteria given)."""
-    folder = folder_beside(capture)
+    """The selection in a folder, if made from this capture (and by the criteria given)."""
     if not (folder / "select.json").exists():
         return None
     found = read_selected(folder)

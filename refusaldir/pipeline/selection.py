@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.directions.reader import MIN_INTENTS, clusters_of, read_layer
-from refusaldir.errors import PromptError
+from refusaldir.errors import DirectionError, PromptError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.categories import categories_of
@@ -23,6 +23,7 @@ from refusaldir.pipeline.selected import (
     FORMAT,
     FORMAT_VERSION,
     Selected,
+    find_selected,
     folder_beside,
     refuse_existing,
     write_selected,
@@ -94,10 +95,11 @@ def select(
 
     Returns:
         The choice and what was written: ``select.json``, the figure, the responses, and
-        ``direction.safetensors`` where a valid direction was found.
+        ``direction.safetensors`` where a valid direction was found. A selection from the same
+        capture by the same criteria is kept as it is.
 
     Raises:
-        OutputExistsError: The folder holds a result already and ``force`` is not set.
+        OutputExistsError: The folder holds another result and ``force`` is not set.
         PromptError: Too few prompts of a class are left.
         RefusaldirError: Whatever else the user can mend.
     """
@@ -117,7 +119,11 @@ def select(
     there = find_capture(default_store(store), plan.provenance.fingerprint())
     path = there or default_path(plan.provenance, store)
     folder = Path(out) if out is not None else folder_beside(path)
-    refuse_existing(folder, force=force)
+    if not force:
+        kept = find_selected(folder, plan.provenance, criteria)
+        if kept is not None and (check is None or kept.document["check"] is not None):
+            return kept
+        refuse_existing(folder)
     with opening.model() as hooked:
         if there is None:
             plan.run(hooked, path, "Capture", resume=True, force=False, progress=progress)
@@ -159,8 +165,15 @@ def select_on(
     used = _at_most(kept, labels, criteria)
     choices: dict[str, CausalChoice] = {}
     directions: dict[str, NDArray[np.float64]] = {}
+    left_out: dict[str, str] = {}
     for name in criteria.estimators:
-        directions[name] = estimates(material.path, used.train, name)
+        try:
+            directions[name] = estimates(material.path, used.train, name)
+        except DirectionError as error:
+            if len(criteria.estimators) == 1:
+                raise
+            left_out[name] = str(error)  # e.g. paired PCA where there are no pairs
+            continue
         choices[name] = _scored(
             model, material, used, directions[name], tokens, criterion, criteria, name, progress
         )
@@ -236,6 +249,7 @@ def select_on(
             }
             for name, c in choices.items()
         },
+        "estimators_left_out": left_out,
         "categories": None
         if tried is None
         else categories_of(model, material, tried, used.train, used.validation, tokens.ids),

@@ -36,7 +36,7 @@ def selection_report(document: Row, *, limit: int = 12) -> RenderableType:
     if document["categories"] is not None:
         parts.append(_categories(document["categories"], document["selection"]))
     if document["reading"] is not None:
-        parts.append(reading_report(document["reading"]))
+        parts += [heading("The direction"), reading_report(document["reading"])]
     if document["check"] is not None:
         parts.append(_check(document["check"]))
     return Group(*parts)
@@ -57,7 +57,8 @@ def headline(document: Row) -> str:
     )
     if document["criterion"] == "cosmic":
         return (
-            f"The direction at {_site(chosen)} is the one that COSMIC chooses: {_effect(chosen)}, "
+            f"The direction at {_site(chosen)} is the one that COSMIC chooses: {_effect(chosen)} "
+            f"(a direction that does nothing scores {number(2 * found['clean_cosine'], 3)}), "
             f"and {kl}."
         )
     line = (
@@ -191,7 +192,8 @@ def _estimators(document: Row) -> RenderableType:
             number(row["norm"], 2),
             Text("valid" if best["chosen"] else f"fails {row['dropped']}", style="dim"),
         )
-    return Group(heading("Best candidate of each estimator"), layout)
+    lines = [f"{name}: {visible(why)}" for name, why in document["estimators_left_out"].items()]
+    return Group(heading("Best candidate of each estimator"), layout, notes(lines))
 
 
 def _categories(found: Row, selection: Row) -> RenderableType:
@@ -224,7 +226,7 @@ def _check(check: Row) -> RenderableType:
     """Refusals in held-out responses: clean, under the direction, under random ones."""
     layout = table()
     layout.add_column("held-out responses refused", no_wrap=True)
-    for title in ("n", "% [95%]"):
+    for title in ("n", "left out", "% [95%]"):
         add_numbers(layout, title)
     for side, change in (("harmful", "ablated"), ("harmless", "added")):
         part = check[side]
@@ -238,14 +240,15 @@ def _check(check: Row) -> RenderableType:
             layout.add_row(
                 Text(title),
                 str(cell["refused"]["n"]),
+                str(cell["left_out"]),
                 Text(estimate(cell["refused"], 1, interval=True, scale=100.0)),
                 style="" if i else "bold",
                 end_section=i == len(rows) - 1,
             )
     line = (
         f"Greedy, {check['max_new_tokens']} tokens, {check['held_out']}; judged by phrases. "
-        "Responses that say nothing are left out. Random directions match the covariance of the "
-        "activations and the direction's norm."
+        "Left out: responses that say nothing (incoherent, empty). Random directions match the "
+        "covariance of the activations and the direction's norm."
     )
     return Group(heading("Does it cause refusal in what the model says?"), layout, notes([line]))
 

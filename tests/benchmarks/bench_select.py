@@ -5,11 +5,11 @@
 
 The obvious way is three full sweeps a candidate (bypass, induce, KL): left-padded batches of 32
 through the HF model with full logits, hooks on every block. It takes as long for one candidate as
-for another, so only a random sample (and what refusaldir chooses) is run by default and the time
-scaled by the number of candidates; ``--obvious-candidates 0`` runs all. refusaldir always runs
-all of them. Printed: both times and their ratio (CPU time too, for a busy machine), the largest
-difference of scores, and whether the choice is the same: where only a sample was run, whether no
-candidate of it beats the chosen one.
+for another, so by default only a random sample and every candidate whose KL passes are run and
+the time is scaled by the number of candidates; ``--obvious-candidates 0`` runs all. refusaldir
+always runs all of them. Printed: both times and their ratio (CPU time too, for a busy machine),
+the largest difference of scores, and whether the choice is the same: where only a sample was run,
+whether no candidate of it beats the chosen one.
 """
 
 import argparse
@@ -104,6 +104,7 @@ def main() -> None:
     parser.add_argument("--obvious-candidates", type=int, default=6, help="0 for all")
     parser.add_argument("--no-filter", action="store_true", help="keep prompts treated wrongly")
     parser.add_argument("--kl", type=float, default=0.1)
+    parser.add_argument("--induce", type=float, default=0.0)
     parser.add_argument("--refusal-tokens", default="I,Sorry,No,That")
     parser.add_argument("--validation", type=int, default=32, help="prompts a class")
     args = parser.parse_args()
@@ -118,24 +119,23 @@ def main() -> None:
     layers = list(range(1, int(0.8 * depth))) if args.layers == "all" else None
     layers = layers or [int(x) for x in args.layers.split(",")]
     positions = renderer.positions(args.positions)
-    y = np.asarray(sets["validation"].labels)
     # Torch hooks, so that the obvious way runs the model as Hugging Face made it.
     hf = loaded.hf
     model = hook_model(loaded, "torch_hooks")
-    keep = np.ones(len(y), dtype=bool)
-    if not args.no_filter:
-        keep = (refusal_scores(model, ids["validation"], tokens) > 0) == (y == 1)
-    harmful, harmless = (
-        [ids["validation"][i] for i in np.flatnonzero(keep & (y == wanted))][: args.validation]
-        for wanted in (1, 0)
+    kept = {}
+    for name, prompts in sets.items():
+        y = np.asarray(prompts.labels)
+        good = (refusal_scores(model, ids[name], tokens) > 0) == (y == 1)
+        kept[name] = [np.flatnonzero((good | args.no_filter) & (y == wanted)) for wanted in (0, 1)]
+    harmless, harmful = (
+        [ids["validation"][i] for i in rows[: args.validation]] for rows in kept["validation"]
     )
     x = np.zeros((len(ids["train"]), len(layers), len(positions.offsets), model.d_model))
     for batch in capture(model, ids["train"], layers=layers, positions=positions):
         x[batch.indices] = batch.values["resid_pre"]
-    label = np.asarray(sets["train"].labels)
-    directions = x[label == 1].mean(0) - x[label == 0].mean(0)
+    directions = x[kept["train"][1]].mean(0) - x[kept["train"][0]].mean(0)
 
-    limits = Thresholds(kl=args.kl, induce=0.0, depth=1.0)
+    limits = Thresholds(kl=args.kl, induce=args.induce, depth=1.0)
     began = clock()
     choice = select_causal(
         model,
@@ -157,7 +157,8 @@ def main() -> None:
     sample = sites
     if args.obvious_candidates:
         drawn = np.random.default_rng(0).permutation(len(sites))[: args.obvious_candidates]
-        sample = list(dict.fromkeys(([mine] if mine else []) + [sites[i] for i in drawn]))
+        passing = [c.site for c in choice.candidates if c.induce is not None]
+        sample = list(dict.fromkeys(passing + [sites[i] for i in drawn]))
     table, each, once = obvious(hf, sample, vectors, harmful, harmless, tokens, pad)
     slow = once + each * len(sites)
     valid = {s: v for s, v in table.items() if v[2] <= limits.kl and v[1] >= limits.induce}

@@ -244,7 +244,9 @@ def test_prompts_without_splits_get_one_by_intent(base_model, tmp_path):
         lines = [f"How to {verb} the thing {i}?" for i in range(25)]
         (tmp_path / f"{name}.txt").write_text("\n".join(lines))
     files = {"harmful": "bad.txt", "harmless": "good.txt"}
-    result = run(base_model, "contrast", options=files)
+    result = run(base_model, "contrast", options=files, estimator="all")
+    assert list(result.document["estimators_left_out"]) == ["pca"]  # nothing is paired
+    assert "pca" not in result.document["estimators"] and "lda" in result.document["estimators"]
     counts = result.document["prompts"]
     assert counts["train"]["harmful"]["given"] == 20
     assert counts["validation"]["harmless"]["given"] == 5
@@ -252,9 +254,12 @@ def test_prompts_without_splits_get_one_by_intent(base_model, tmp_path):
 
 
 def test_an_earlier_result_is_kept(base_model, prompt_file):
-    run(base_model, prompt_file)
+    first = run(base_model, prompt_file)
+    again = run(base_model, prompt_file)
+    assert again.reused and not first.reused and again.document["check"] is None
+    np.testing.assert_allclose(again.direction.vector, first.direction.vector, rtol=1e-6)
     with pytest.raises(OutputExistsError, match="holds a result already"):
-        run(base_model, prompt_file)
+        run(base_model, prompt_file, kl=3.0)
 
 
 @pytest.mark.parametrize(
