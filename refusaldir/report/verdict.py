@@ -158,10 +158,7 @@ def _axis_notes(behaviour: Row) -> list[str]:
 def _limits(behaviour: Row | None, causality: Row | None) -> list[str]:
     return [
         "It measures one direction, at one token position, on these prompts; others may differ.",
-        "It does not show which layers' weights were changed."
-        if causality is not None and causality["handles"] is not None
-        else "It does not show that this direction causes refusal in either model, nor which "
-        "layers' weights were changed.",
+        f"It does not show {_cause(causality)}which layers' weights were changed.",
         "A change that was not detected may still be there, and refusal can change by ways that "
         "leave this direction alone.",
         "Behaviour was not measured, so what the model now says is unknown."
@@ -169,6 +166,16 @@ def _limits(behaviour: Row | None, causality: Row | None) -> list[str]:
         else "The judge reads wording: a refusal lost says nothing about how harmful the answer "
         "is.",
     ]
+
+
+def _cause(causality: Row | None) -> str:
+    """What is not known of the direction's effect."""
+    if causality is not None and causality["handles"] is not None:
+        return ""
+    selection = None if causality is None else causality["selection"]
+    if selection is not None and selection["valid"] and selection["followed"]:
+        return "that this direction causes refusal in tuned, nor "
+    return "that this direction causes refusal in either model, nor "
 
 
 def _sentence(note: str) -> str:

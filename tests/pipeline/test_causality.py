@@ -114,6 +114,9 @@ def test_captures_with_a_selection_beside_them_need_no_model(
     assert causality["selection"]["followed"] and causality["handles"] is None
     site = base.selected.direction.site
     assert result.drift.site.site == site
+    assert any(
+        "causes refusal in tuned" in sentence for sentence in result.document["verdict"]["limits"]
+    )
     off = rd.diff(base.path, tuned.path, select="off", out="off")
     assert off.document["causality"] is None
     given = rd.diff(base.path, tuned.path, position=-2, out="given")
