@@ -150,6 +150,13 @@ Induce = Annotated[
 Depth = Annotated[
     float, typer.Option(help="Share of the layers searched.", rich_help_panel=_CRITERIA)
 ]
+At = Annotated[
+    list[int] | None,
+    typer.Option(
+        help="Search only this token offset, of those captured; repeat for more.",
+        rich_help_panel=_CRITERIA,
+    ),
+]
 RefusalToken = Annotated[
     list[str] | None,
     typer.Option(

@@ -21,10 +21,12 @@ class Criteria:
         kl: Largest mean KL of a valid direction, in nats.
         induce: Least mean refusal score of harmless prompts with the vector added.
         depth: Share of the layers searched.
+        positions: The only positions searched, of those captured; None for all.
         refusal_tokens: First tokens of refusals; None finds them in the model's own refusals of
             validation prompts.
         filter_prompts: Keep only prompts that the model treats as their label says.
-        validation: Most validation prompts a class that candidates are scored on.
+        validation: Most validation prompts a class that candidates are scored on, and that
+            refusal tokens are read off.
         exhaustive: Also measure scores that cannot change the choice.
         max_new_tokens: Length of the responses that refusal tokens are read off.
         seed: Seed of the split where the prompts have none, and of the validation prompts taken.
@@ -35,6 +37,7 @@ class Criteria:
     kl: float = 0.1
     induce: float = 0.0
     depth: float = 0.8
+    positions: tuple[int, ...] | None = None
     refusal_tokens: tuple[str, ...] | None = None
     filter_prompts: bool = True
     validation: int = 32

@@ -152,9 +152,17 @@ def select_on(
 ) -> Selected:
     """Select a direction in an open model from a capture of it, and write what was found."""
     labels = material.labels
+    searched = _searched(material, criteria)
     split = _split(material, criteria.seed)
     tokens = _tokens(
-        model, material, split, criteria, batch_size, folder / "responses.jsonl", force, progress
+        model,
+        material,
+        _at_most(split, labels, criteria).validation,
+        criteria,
+        batch_size,
+        folder / "responses.jsonl",
+        force,
+        progress,
     )
     # Without refusal tokens there is no refusal score: COSMIC does without.
     criterion = criteria.criterion if tokens else "cosmic"
@@ -224,6 +232,7 @@ def select_on(
                 material.provenance.positions.labels,
                 strict=True,
             )
+            if offset in searched
         ],
         "split": split.how,
         "filtered": filtered,
@@ -319,12 +328,14 @@ def _scored(
     from refusaldir.directions.causal import select_causal
 
     labels = material.labels
+    searched = _searched(material, criteria)
+    columns = [material.provenance.positions.offsets.index(offset) for offset in searched]
     stage = "Candidates" if len(criteria.estimators) == 1 else f"Candidates {name}"
     return select_causal(
         model,
-        directions,
+        directions[:, columns],
         layers=material.provenance.layers,
-        offsets=material.provenance.positions.offsets,
+        offsets=searched,
         harmful=material.ids(used.validation[labels[used.validation] == HARMFUL]),
         harmless=material.ids(used.validation[labels[used.validation] == HARMLESS]),
         refusal_tokens=tokens.ids,
@@ -333,6 +344,23 @@ def _scored(
         exhaustive=criteria.exhaustive,
         on_progress=lambda done, total: progress(stage, done, total),
     )
+
+
+def _searched(material: Material, criteria: Criteria) -> tuple[int, ...]:
+    """Positions of the candidates."""
+    there = material.provenance.positions.offsets
+    if criteria.positions is None:
+        return there
+    missing = sorted(set(criteria.positions) - set(there))
+    if missing or not criteria.positions:
+        raise DirectionError(
+            "A position to search was not captured",
+            expected=there,
+            got=missing or "none",
+            where="--at",
+            next_step="Choose among those, or capture more with --positions",
+        )
+    return tuple(sorted(set(criteria.positions)))
 
 
 def _split(material: Material, seed: int) -> _Split:
@@ -357,20 +385,20 @@ def _split(material: Material, seed: int) -> _Split:
 def _tokens(
     model: "HookedModel",
     material: Material,
-    split: _Split,
+    rows: Indices,
     criteria: Criteria,
     batch_size: int | None,
     path: Path,
     force: bool,
     progress: ProgressFn,
 ) -> "RefusalTokens":
-    """Refusal tokens: the user's, or those of the model's own refusals."""
+    """Refusal tokens: the user's, or those of the model's own refusals of some prompts."""
     from refusaldir.probes.measure import measure
     from refusaldir.probes.refusal_tokens import given_refusal_tokens
 
     if criteria.refusal_tokens:
         return given_refusal_tokens(model.tokenizer, criteria.refusal_tokens)
-    rendered = material.rendered.take(split.validation.tolist())
+    rendered = material.rendered.take(rows.tolist())
     done = 0
 
     def on_batch(count: int) -> None:

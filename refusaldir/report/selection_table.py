@@ -14,6 +14,9 @@ from refusaldir.report.text import number, percent, visible
 
 Row = Mapping[str, Any]
 
+#: Largest mean KL in Arditi et al. (2024), in nats.
+PUBLISHED_KL = 0.1
+
 
 def selection_report(document: Row, *, limit: int = 12) -> RenderableType:
     """The verdict, the best candidates, and why the others were dropped.
@@ -53,7 +56,8 @@ def headline(document: Row) -> str:
         return line
     kl = (
         f"ablating it changes the first token of harmless answers by {number(chosen['kl'], 3)} "
-        f"nats of KL (at most {number(limits['kl'], 2)} allowed)"
+        f"nats of KL (at most {number(limits['kl'], 2)} allowed"
+        + (f"; the published limit is {PUBLISHED_KL})" if limits["kl"] > PUBLISHED_KL else ")")
     )
     if document["criterion"] == "cosmic":
         return (

@@ -127,6 +127,19 @@ def test_every_estimator_is_scored_and_the_first_decides(base_model, prompt_file
     )
 
 
+def test_only_some_positions_are_searched(base_model, prompt_file):
+    both = run(base_model, prompt_file, options={"out": "both"}, exhaustive=True).choice
+    last = run(base_model, prompt_file, positions=(-1,), exhaustive=True)
+    assert {c.site.position for c in last.choice.candidates} == {-1}
+    expected = {c.site: c for c in both.candidates if c.site.position == -1}
+    for c in last.choice.candidates:
+        assert c.bypass == pytest.approx(expected[c.site].bypass, abs=1e-4)
+    assert last.direction.site.position == -1
+    assert [p["offset"] for p in last.document["positions"]] == [-1]
+    with pytest.raises(rd.RefusaldirError, match=r"was not captured.*--at"):
+        run(base_model, prompt_file, positions=(-1, -9), options={"out": "none"})
+
+
 def test_at_most_so_many_validation_prompts(base_model, prompt_file):
     counts = [
         run(base_model, prompt_file, validation=n, options={"out": str(n)}).choice.n_harmful
