@@ -22,7 +22,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 demo: setup
 	$(BIN)/refusaldir extract smollm2-135m+aligned --out $(DEMO)/base.h5 --resume
 	$(BIN)/refusaldir extract smollm2-135m+aligned+tuned --out $(DEMO)/tuned.h5 --resume
-	$(BIN)/refusaldir select smollm2-135m+aligned --kl 0.5 --at -1 --store $(DEMO)
+	$(BIN)/refusaldir select smollm2-135m+aligned --kl 0.5 --at -1 --refusal-token I --store $(DEMO)
 	$(BIN)/refusaldir diff $(DEMO)/base.h5 $(DEMO)/tuned.h5 --behaviour on --out $(DEMO)/diff --force
 
 lint: setup
