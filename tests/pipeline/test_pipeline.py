@@ -148,15 +148,15 @@ def test_kill_9_loses_at_most_one_batch(base_model, prompt_file, tmp_path):
             starts.append(int(first))
         time.sleep(rng.uniform(0.0, 0.4))
         process.send_signal(signal.SIGKILL)
-        rest = process.stdout.read().split()
-        process.wait()
+        with process:  # closes its pipe
+            rest = process.stdout.read().split()
         reported = int(rest[-1]) if rest else starts[-1]
         if (tmp_path / "x.h5").exists():
             break
         assert starts[-1] >= starts[-2]
         # What had been reported as done is there next time.
         again = subprocess.run(
-            [sys.executable, "-c", code.replace("print(d", "sys.exit(print(d)) or (print(d"),
+            [sys.executable, "-c", code.replace("(print(d", "(sys.exit(print(d)), print(d"),
              *command[3:]],
             cwd=tmp_path, capture_output=True, text=True, env=os.environ,
         )  # fmt: skip
@@ -166,19 +166,23 @@ def test_kill_9_loses_at_most_one_batch(base_model, prompt_file, tmp_path):
     with rd.Capture.open("x.h5") as one, rd.Capture.open("whole.h5") as two:
         for layer in one.layers:
             a, b = one.read("resid_pre", layer=layer), two.read("resid_pre", layer=layer)
-            np.testing.assert_allclose(a, b, atol=1e-5)
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_memory_does_not_grow_with_the_number_of_prompts(base_model, tmp_path):
-    """Peak memory of 10,000 prompts against 1,000: the activations alone would be 9 times more."""
+    """Peak memory of 10,000 prompts against 1,000: the activations alone would be 9 times more.
+
+    Every hook is captured, so that activations outweigh what is kept of the prompts themselves.
+    """
     code = (
         "import sys, json, resource, refusaldir as rd\n"
         "n = int(sys.argv[2])\n"
         "rows = [{'prompt': f'Do {v} thing {i}', 'label': y}\n"
         "        for i in range(n // 2) for v, y in (('bad', 'harmful'), ('good', 'harmless'))]\n"
         "open('p.jsonl', 'w').write('\\n'.join(map(json.dumps, rows)))\n"
-        "rd.extract(sys.argv[1], prompts='p.jsonl', out='x.h5', force=True)\n"
+        "from refusaldir.records import HOOKS\n"
+        "rd.extract(sys.argv[1], prompts='p.jsonl', hooks=HOOKS, out='x.h5', force=True)\n"
         "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)\n"
     )
     peaks = {}
@@ -189,5 +193,5 @@ def test_memory_does_not_grow_with_the_number_of_prompts(base_model, tmp_path):
         )  # fmt: skip
         peaks[count] = float(run.stdout.split()[-1])
     size = (tmp_path / "x.h5").stat().st_size / 2**20
-    assert size > 50
+    assert size > 250
     assert peaks[10_000] - peaks[1_000] < 0.5 * size
