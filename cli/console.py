@@ -1,10 +1,11 @@
 """Consoles and the progress bar: results on stdout, everything else on stderr."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+import typer
+from rich.console import Console, RenderableType
 
 if TYPE_CHECKING:
     from refusaldir.pipeline import ProgressFn
@@ -18,6 +19,21 @@ def stdout() -> Console:
 def stderr() -> Console:
     """Return the console for notes."""
     return Console(stderr=True, highlight=False)
+
+
+def put(
+    document: Mapping[str, Any],
+    draw: Callable[[Mapping[str, Any]], RenderableType],
+    *,
+    json: bool,
+) -> None:
+    """Print a result on stdout: the document as JSON, or what `draw` makes of it."""
+    from refusaldir.report.document import to_json
+
+    if json:
+        typer.echo(to_json(document))
+    else:
+        stdout().print(draw(document))
 
 
 @contextmanager

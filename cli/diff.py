@@ -18,14 +18,12 @@ refusaldir diff ./base ./base+./my-lora --harmful bad.txt --harmless good.txt
 
 _BEHAVIOUR = "Behaviour"
 
+_Side = Annotated[str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)]
+
 
 def diff(
-    base: Annotated[
-        str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)
-    ],
-    tuned: Annotated[
-        str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)
-    ],
+    base: _Side,
+    tuned: _Side,
     prompts: options.Prompts = "contrast",
     harmful: options.Harmful = None,
     harmless: options.Harmless = None,
@@ -94,10 +92,9 @@ def diff(
     on this machine. What was cut off earlier is continued.
     """
     from refusaldir import pipeline
-    from refusaldir.report.document import to_json
     from refusaldir.report.tables import diff_report
 
-    from .console import progress, stderr, stdout
+    from .console import progress, put, stderr
 
     with progress(quiet=json) as report:
         result = pipeline.diff(
@@ -123,10 +120,9 @@ def diff(
             force=force,
             progress=report,
         )
+    put(result.document, diff_report, json=json)
     if json:
-        typer.echo(to_json(result.document))
         return
-    stdout().print(diff_report(result.document))
     note = stderr()
     if result.behaviour is None and behaviour == "auto":
         note.print("Behaviour was not measured: captures hold no model. Add --behaviour on.")

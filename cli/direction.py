@@ -28,12 +28,7 @@ refusaldir direction read base-select/direction.safetensors smollm2-135m+aligned
 refusaldir direction read d.safetensors org/model --prompts contrast --json
 """
 
-app = typer.Typer(
-    no_args_is_help=True,
-    rich_markup_mode="rich",
-    help="Bring in, export and read a direction.",
-    context_settings={"help_option_names": ["-h", "--help"]},
-)
+app = typer.Typer(no_args_is_help=True, help="Bring in, export and read a direction.")
 
 _File = Annotated[Path, typer.Argument(help="A direction file (.safetensors).", show_default=False)]
 _Out = Annotated[Path, typer.Option(help="The file to write.", show_default=False)]
@@ -133,14 +128,7 @@ def _written(about: dict[str, object], out: Path, use: str, json: bool) -> None:
 @app.command("read", epilog=READ_EXAMPLES)
 def read(
     file: _File,
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="WHERE\\[@REVISION]\\[+ADAPTER…]: Hub id, directory, .gguf file or bundled name.",
-            metavar="MODEL",
-            show_default=False,
-        ),
-    ],
+    model: options.Model,
     prompts: Annotated[
         str | None,
         typer.Option(
@@ -175,9 +163,8 @@ def read(
     """
     from refusaldir.pipeline.direction_reading import read_direction
     from refusaldir.report.direction_table import reading_report
-    from refusaldir.report.document import to_json
 
-    from .console import progress, stdout
+    from .console import progress, put
 
     with progress(quiet=json) as report:
         found = read_direction(
@@ -192,7 +179,4 @@ def read(
             seed=seed,
             progress=report,
         ).to_dict()
-    if json:
-        typer.echo(to_json(found))
-    else:
-        stdout().print(reading_report(found))
+    put(found, reading_report, json=json)

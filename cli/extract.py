@@ -20,14 +20,7 @@ refusaldir extract org/model@main --dtype bfloat16 --device cuda --positions ins
 
 
 def extract(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="WHERE\\[@REVISION]\\[+ADAPTER…]: Hub id, directory, .gguf file or bundled name.",
-            metavar="MODEL",
-            show_default=False,
-        ),
-    ],
+    model: options.Model,
     prompts: options.Prompts = "contrast",
     harmful: options.Harmful = None,
     harmless: options.Harmless = None,

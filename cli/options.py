@@ -1,4 +1,4 @@
-"""Options that several commands share, and how their texts become values."""
+"""Arguments and options that several commands share, and how their texts become values."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +10,14 @@ from refusaldir.errors import RefusaldirError
 
 _MODEL, _PROMPTS, _CAPTURE = "Model", "Prompts", "Capture"
 
+Model = Annotated[
+    str,
+    typer.Argument(
+        help="WHERE\\[@REVISION]\\[+ADAPTER…]: Hub id, directory, .gguf file or bundled name.",
+        metavar="MODEL",
+        show_default=False,
+    ),
+]
 Dtype = Annotated[
     str,
     typer.Option(help="auto, float32 or bfloat16.", rich_help_panel=_MODEL, metavar="DTYPE"),

@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from refusaldir.directions.candidates import Thresholds
+
 from . import options
 
 EXAMPLES = """[bold]Examples[/bold]
@@ -20,14 +22,7 @@ refusaldir select org/model --device cuda --dtype bfloat16 --estimator all
 
 
 def select(
-    model: Annotated[
-        str,
-        typer.Argument(
-            help="WHERE\\[@REVISION]\\[+ADAPTER…]: Hub id, directory, .gguf file or bundled name.",
-            metavar="MODEL",
-            show_default=False,
-        ),
-    ],
+    model: options.Model,
     prompts: options.Prompts = "contrast",
     harmful: options.Harmful = None,
     harmless: options.Harmless = None,
@@ -46,9 +41,9 @@ def select(
     backend: options.Backend = "auto",
     criterion: options.Criterion = "refusal_score",
     estimator: options.Estimator = "mean_diff",
-    kl: options.Kl = 0.1,
-    induce: options.Induce = 0.0,
-    depth: options.Depth = 0.8,
+    kl: options.Kl = Thresholds.kl,
+    induce: options.Induce = Thresholds.induce,
+    depth: options.Depth = Thresholds.depth,
     at: options.At = None,
     refusal_token: options.RefusalToken = None,
     filter_prompts: options.FilterPrompts = True,
@@ -79,10 +74,9 @@ def select(
     folder beside the capture, where diff finds them.
     """
     from refusaldir import pipeline
-    from refusaldir.report.document import to_json
     from refusaldir.report.selection_table import selection_report
 
-    from .console import progress, stderr, stdout
+    from .console import progress, put, stderr
 
     with progress(quiet=json) as report:
         result = pipeline.select(
@@ -112,10 +106,9 @@ def select(
             force=force,
             progress=report,
         )
+    put(result.document, selection_report, json=json)
     if json:
-        typer.echo(to_json(result.document))
         return
-    stdout().print(selection_report(result.document))
     note = stderr()
     if result.reused:
         note.print(f"Kept: {result.folder} holds this selection already (--force makes it anew).")

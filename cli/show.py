@@ -26,11 +26,11 @@ def show(
     csv: Annotated[bool, typer.Option("--csv", help="Print a diff's tables as CSV.")] = False,
 ) -> None:
     """Print what is in a capture, a selection or a diff; loads neither torch nor a model."""
-    from refusaldir.report.document import load_document, tables_csv, to_json
+    from refusaldir.report.document import load_document, tables_csv
     from refusaldir.report.selection_table import selection_report
     from refusaldir.report.tables import capture_table, diff_report
 
-    from .console import stdout
+    from .console import put
 
     path = file
     if file.is_dir():
@@ -38,25 +38,15 @@ def show(
     if path.name == "select.json":
         from refusaldir.pipeline.selected import read_document
 
-        selection = read_document(path)
-        if json:
-            typer.echo(to_json(selection))
-        else:
-            stdout().print(selection_report(selection))
+        put(read_document(path), selection_report, json=json)
         return
     if path.suffix == ".json":
         document = load_document(path)
         if csv:
             typer.echo(tables_csv(document), nl=False)
-        elif json:
-            typer.echo(to_json(document))
         else:
-            stdout().print(diff_report(document))
+            put(document, diff_report, json=json)
         return
     from refusaldir.store import summary
 
-    content = summary(path)
-    if json:
-        typer.echo(to_json(content))
-    else:
-        stdout().print(capture_table(content))
+    put(summary(path), capture_table, json=json)

@@ -3,12 +3,11 @@
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-import torch
 from torch import Tensor
 
 from refusaldir.directions.candidates import Candidate, Thresholds
-from refusaldir.directions.trials import Trials
-from refusaldir.refusal_score import refusal_scores, score_of_logits
+from refusaldir.directions.trials import Trials, variant_scores
+from refusaldir.refusal_score import refusal_scores
 from refusaldir.variants import Variants
 
 
@@ -77,7 +76,5 @@ class Bypass:
     ) -> list[float]:
         if not chosen:
             return []
-        pairs = [(c, prompt) for prompt in prompts for c in chosen]
-        parts = [score_of_logits(part, self.tokens) for _, part in variants.logits(pairs)]
-        scores = torch.cat(parts).reshape(len(prompts), len(chosen))
-        return [float(value) for value in scores.mean(0)]
+        means: list[float] = variant_scores(variants, chosen, prompts, self.tokens).mean(0).tolist()
+        return means

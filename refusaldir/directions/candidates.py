@@ -8,6 +8,9 @@ from typing import Any
 from refusaldir.errors import DirectionError
 from refusaldir.records import Site
 
+#: Where candidate directions are estimated, and added.
+HOOK = "resid_pre"
+
 #: What makes one valid direction better than another; see `refusaldir.directions.causal`.
 CRITERIA = ("refusal_score", "cosmic")
 

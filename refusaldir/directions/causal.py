@@ -29,6 +29,7 @@ from torch import Tensor
 
 from refusaldir.directions.bypass import Bypass
 from refusaldir.directions.candidates import (
+    HOOK,
     Candidate,
     CausalChoice,
     Thresholds,
@@ -110,7 +111,7 @@ def select_causal(
     vectors: dict[Site, Tensor] = {}
     for row, layer in enumerate(layers):
         for column, offset in enumerate(offsets):
-            site = Site(hook="resid_pre", layer=layer, position=offset)
+            site = Site(hook=HOOK, layer=layer, position=offset)
             vector = torch.from_numpy(np.asarray(directions[row, column], dtype=np.float64))
             norm = float(vector.norm())
             dropped = ""

@@ -69,8 +69,8 @@ class Cosmic:
         self._trials = trials
         self._harmful, self._harmless = sorted(harmful, key=len), sorted(harmless, key=len)
         clean, every = trials.clean(), range(trials.model.n_layers)
-        a = _sums(clean, [0], self._harmful, every)[0] / len(harmful)
-        b = _sums(clean, [0], self._harmless, every)[0] / len(harmless)
+        a = self._sums(clean, [0], self._harmful, every)[0] / len(harmful)
+        b = self._sums(clean, [0], self._harmless, every)[0] / len(harmless)
         if not (np.isfinite(a).all() and np.isfinite(b).all()):
             raise DirectionError(
                 "the model's activations are not finite",
@@ -95,31 +95,30 @@ class Cosmic:
             [vectors[i] for i in passing], [candidates[i].site.layer for i in passing]
         )
         harmful, harmless = self._means
-        down = _sums(ablated, passing, self._harmful, self.layers).mean(1)
-        up = _sums(added, range(len(passing)), self._harmless, self.layers).mean(1)
+        down = self._sums(ablated, passing, self._harmful, self.layers).mean(1)
+        up = self._sums(added, range(len(passing)), self._harmless, self.layers).mean(1)
         for i, lower, upper in zip(passing, down, up, strict=True):
             a, b = _cosine(lower, harmless), _cosine(upper, harmful)
             candidates[i] = replace(candidates[i], ablated_cosine=a, added_cosine=b, cosmic=a + b)
         return candidates
 
-
-def _sums(
-    variants: Variants,
-    chosen: Sequence[int],
-    prompts: Sequence[Sequence[int]],
-    layers: Sequence[int],
-) -> NDArray[np.float64]:
-    """Sum over prompts of each chosen variant's last position, ``[variant layer d_model]``."""
-    pairs = [(k, prompt) for prompt in prompts for k in range(len(chosen))]
-    total: Tensor | None = None
-    for start, part in variants.last([(chosen[k], prompt) for k, prompt in pairs], HOOK, layers):
-        if total is None:
-            total = torch.zeros(len(chosen), *part.shape[1:], dtype=torch.float64)
-        rows = torch.tensor([k for k, _ in pairs[start : start + len(part)]])
-        total.index_add_(0, rows, part.cpu().double())
-    assert total is not None
-    result: NDArray[np.float64] = total.numpy()
-    return result
+    def _sums(
+        self,
+        variants: Variants,
+        chosen: Sequence[int],
+        prompts: Sequence[Sequence[int]],
+        layers: Sequence[int],
+    ) -> NDArray[np.float64]:
+        """Sum over prompts of each chosen variant's last position, ``[variant layer d_model]``."""
+        pairs = [(k, prompt) for prompt in prompts for k in range(len(chosen))]
+        shape = (len(chosen), len(layers), self._trials.model.d_model)
+        total = torch.zeros(shape, dtype=torch.float64)
+        asked = [(chosen[k], prompt) for k, prompt in pairs]
+        for start, part in variants.last(asked, HOOK, layers):
+            rows = torch.tensor([k for k, _ in pairs[start : start + len(part)]])
+            total.index_add_(0, rows, part.cpu().double())
+        result: NDArray[np.float64] = total.numpy()
+        return result
 
 
 def _cosine(a: NDArray[np.float64], b: NDArray[np.float64]) -> float:

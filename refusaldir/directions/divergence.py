@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -26,6 +26,18 @@ def kl_divergence(
     return (clean * ((clean + EPSILON).log() - (changed + EPSILON).log())).sum(-1)
 
 
+def distributions(
+    variants: Variants, prompts: Sequence[Sequence[int]]
+) -> Float64[Tensor, "prompt vocab"]:
+    """Next-token distributions under the first variant; hooks that are active now act.
+
+    Raises:
+        CaptureError: A single prompt does not fit in memory.
+    """
+    parts = variants.logits([(0, prompt) for prompt in prompts])
+    return torch.cat([_probabilities(part) for _, part in parts])
+
+
 class Divergence:
     """Mean KL of candidates, each as far as it has to be known.
 
@@ -41,8 +53,7 @@ class Divergence:
     def __init__(self, trials: Trials, prompts: Sequence[Sequence[int]]) -> None:
         """Run the clean model; see the class docstring."""
         self._prompts = list(prompts)
-        parts = trials.clean().logits([(0, prompt) for prompt in self._prompts])
-        self._clean = torch.cat([_probabilities(part) for _, part in parts])
+        self._clean = distributions(trials.clean(), self._prompts)
         # With ε a prompt's KL can be negative, but not below this (log-sum inequality).
         self._slack: NDArray[np.float64] = (
             (EPSILON * torch.log1p(self._clean / EPSILON)).sum(-1).cpu().numpy()

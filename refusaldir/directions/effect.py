@@ -11,14 +11,13 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from jaxtyping import Float
-from torch import Tensor
 
-from refusaldir.directions.divergence import kl_divergence
+from refusaldir.directions.divergence import distributions, kl_divergence
 from refusaldir.directions.mean_diff import Direction
-from refusaldir.directions.trials import Trials
+from refusaldir.directions.trials import Trials, variant_scores
 from refusaldir.hooks import Ablation, intervene
 from refusaldir.models.bridge import HookedModel
-from refusaldir.refusal_score import refusal_scores, score_of_logits
+from refusaldir.refusal_score import refusal_scores
 from refusaldir.variants import Variants
 
 
@@ -70,10 +69,11 @@ def effects(
     def scores(prompts: Sequence[Sequence[int]], variants: Variants) -> dict[str, np.ndarray]:
         # In order of length: a batch then wastes little on padding.
         order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-        pairs = [(c, prompts[i]) for i in order for c in range(len(names))]
-        parts = [score_of_logits(part, refusal_tokens) for _, part in variants.logits(pairs)]
+        found = variant_scores(
+            variants, range(len(names)), [prompts[i] for i in order], refusal_tokens
+        )
         table = np.empty((len(names), len(prompts)))
-        table[:, order] = torch.cat(parts).reshape(len(prompts), len(names)).T.cpu().numpy()
+        table[:, order] = found.T.cpu().numpy()
         return dict(zip(names, table, strict=True))
 
     return Effects(
@@ -160,17 +160,11 @@ def subspace_effect(
         CaptureError: A single prompt does not fit in memory.
     """
     gone = Ablation.of(torch.from_numpy(np.asarray(basis)))
+    trials = Trials(model, harmless)
     bypass = None
     with intervene(model, gone):
         if refusal_tokens:
             bypass = float(refusal_scores(model, harmful, refusal_tokens).mean())
-        changed = _probabilities(model, harmless)
-    return SubspaceEffect(
-        bypass=bypass, kl=float(kl_divergence(_probabilities(model, harmless), changed).mean())
-    )
-
-
-def _probabilities(model: HookedModel, prompts: Sequence[Sequence[int]]) -> Tensor:
-    """Next-token distributions in float64, in the order of the prompts; active hooks act."""
-    parts = Trials(model, prompts).clean().logits([(0, prompt) for prompt in prompts])
-    return torch.cat([part.cpu().double().softmax(-1) for _, part in parts])
+        changed = distributions(trials.clean(), harmless)
+    clean = distributions(trials.clean(), harmless)
+    return SubspaceEffect(bypass=bypass, kl=float(kl_divergence(clean, changed).mean()))

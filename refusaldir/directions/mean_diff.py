@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from numpy.typing import NDArray
 
-from refusaldir.directions.reader import CaptureReader, read_layer
+from refusaldir.directions.reader import CaptureReader, read_site
 from refusaldir.errors import DirectionError
 from refusaldir.geometry import unit
 from refusaldir.records import HARMFUL, HARMLESS, Provenance, Site
@@ -108,22 +108,9 @@ def direction_at(capture: CaptureReader, site: Site) -> Direction:
     Raises:
         DirectionError: When the site was not captured, or a class is empty.
     """
-    offsets = capture.positions.offsets
-    if (
-        site.hook not in capture.hooks
-        or site.layer not in capture.layers
-        or site.position not in offsets
-    ):
-        raise DirectionError(
-            "a site was not captured",
-            expected=f"a hook in {tuple(capture.hooks)}, a layer in {tuple(capture.layers)} "
-            f"and a position in {offsets}",
-            got=site,
-        )
-    x = read_layer(capture, site.hook, site.layer)[:, offsets.index(site.position)]
     labels = capture.labels
     return Direction(
-        vector=mean_diff(x, labels),
+        vector=mean_diff(read_site(capture, site), labels),
         site=site,
         n_harmful=int(np.sum(labels == HARMFUL)),
         n_harmless=int(np.sum(labels == HARMLESS)),

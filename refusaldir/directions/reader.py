@@ -4,10 +4,10 @@ from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from refusaldir.errors import CaptureError, DirectionError
-from refusaldir.records import HARMFUL, HARMLESS, Positions, Provenance
+from refusaldir.records import HARMFUL, HARMLESS, Positions, Provenance, Site
 from refusaldir.statistics import Clusters
 
 #: Fewest intents per class for which held-out figures and intervals are made.
@@ -94,6 +94,38 @@ def read_layer(
             next_step="Extract again in float32 or bfloat16",
         )
     return x
+
+
+def read_site(capture: CaptureReader, site: Site) -> Float[np.ndarray, "prompt d_model"]:
+    """Read one site and check it.
+
+    Raises:
+        DirectionError: The site was not captured.
+        CaptureError: As `read_layer` says.
+    """
+    offsets = capture.positions.offsets
+    if (
+        site.hook not in capture.hooks
+        or site.layer not in capture.layers
+        or site.position not in offsets
+    ):
+        raise DirectionError(
+            "a site was not captured",
+            expected=f"a hook in {tuple(capture.hooks)}, a layer in {tuple(capture.layers)} "
+            f"and a position in {offsets}",
+            got=site,
+        )
+    return read_layer(capture, site.hook, site.layer)[:, offsets.index(site.position)]
+
+
+def enough_intents(
+    prompts: Iterable[PromptLike],
+    labels: Int[np.ndarray, " prompt"],
+    rows: Int[np.ndarray, " chosen"] | Bool[np.ndarray, " prompt"],
+) -> bool:
+    """Whether some of the prompts hold `MIN_INTENTS` intents of each class."""
+    intents, y = np.array([p.intent_id for p in prompts])[rows], labels[rows]
+    return all(len(set(intents[y == label])) >= MIN_INTENTS for label in (HARMLESS, HARMFUL))
 
 
 def clusters_of(prompts: Iterable[PromptLike], labels: Int[np.ndarray, " prompt"]) -> Clusters:

@@ -1,15 +1,16 @@
 """A model with candidate directions ablated or added, many of them in one forward pass."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from refusaldir.batching import FIRST_BUDGET
 from refusaldir.hooks import Ablation, Addition, Intervention
 from refusaldir.models.bridge import HookedModel
 from refusaldir.records import common_prefix_length
+from refusaldir.refusal_score import score_of_logits
 from refusaldir.variants import Variants
 
 
@@ -62,3 +63,27 @@ class Trials:
             ]
 
         return Variants(self.model, self._prefix, len(vectors), interventions)
+
+
+def variant_scores(
+    variants: Variants,
+    chosen: Sequence[int],
+    prompts: Sequence[Sequence[int]],
+    refusal_tokens: Collection[int],
+) -> Float64[Tensor, "prompt variant"]:
+    """Refusal score of each prompt under each chosen variant, on the device of the logits.
+
+    Args:
+        variants: The variants.
+        chosen: Which of them, in the order of the second axis; at least one.
+        prompts: Token ids; neighbours near in length waste least on padding.
+        refusal_tokens: Token ids that begin a refusal.
+
+    Raises:
+        ProbeError: No refusal token, or one outside the vocabulary.
+        CaptureError: A single prompt does not fit in memory.
+    """
+    # One prompt under every variant, then the next: rows of a batch are alike in length.
+    pairs = [(variant, prompt) for prompt in prompts for variant in chosen]
+    parts = [score_of_logits(part, refusal_tokens) for _, part in variants.logits(pairs)]
+    return torch.cat(parts).reshape(len(prompts), len(chosen))

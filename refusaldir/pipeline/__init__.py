@@ -14,7 +14,7 @@ from refusaldir.pipeline.comparison import Diff, diff
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.direction_reading import read_direction
 from refusaldir.pipeline.extraction import Extracted, extract
-from refusaldir.pipeline.plan import ProgressFn
+from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.pipeline.selected import Selected
 from refusaldir.pipeline.selection import select
 

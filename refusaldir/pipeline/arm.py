@@ -1,4 +1,4 @@
-"""One side of a comparison: where its capture is or will be, and how to open its model."""
+"""The sides of a comparison: where each capture is or will be, and what both have in common."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,12 +9,62 @@ from typing import TYPE_CHECKING
 from refusaldir.errors import CaptureMismatchError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
-from refusaldir.pipeline.plan import Opening, Plan
+from refusaldir.pipeline.opening import Opening
+from refusaldir.pipeline.plan import Plan, Rendering
+from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import Provenance
 from refusaldir.store import Capture, default_path, default_store, find_capture
 
 if TYPE_CHECKING:
     from refusaldir.models.bridge import HookedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Terms:
+    """What both sides of a comparison have in common.
+
+    Attributes:
+        prompts: The prompts.
+        rendering: How they become tokens.
+        hooks: Hook points.
+        layers: Block indices; None for all.
+        positions: Positions, as in `refusaldir.pipeline.extract`.
+    """
+
+    prompts: PromptSet
+    rendering: Rendering
+    hooks: tuple[str, ...]
+    layers: tuple[int, ...] | None
+    positions: str
+
+    @classmethod
+    def of_capture(cls, path: Path, hook: str, template: str | None) -> "Terms":
+        """Those of a capture, for one hook point."""
+        with Capture.open(path) as capture:
+            prompts, found = capture.prompts, capture.provenance
+        return cls(
+            prompts=prompts,
+            rendering=Rendering.of_capture(found, template),
+            hooks=(hook,),
+            layers=found.layers,
+            positions=",".join(map(str, found.positions.offsets)),
+        )
+
+    def plan(self, opening: Opening, batch_size: int | None) -> Plan:
+        """A capture of a model on these terms.
+
+        Raises:
+            RefusaldirError: As `refusaldir.pipeline.plan.Plan.make` says.
+        """
+        return Plan.make(
+            opening,
+            self.prompts,
+            self.rendering,
+            hooks=self.hooks,
+            layers=self.layers,
+            positions=self.positions,
+            batch_size=batch_size,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,14 +4,13 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float
 
 from refusaldir.directions.mean_diff import Direction
-from refusaldir.directions.reader import read_layer
 from refusaldir.errors import DirectionError
 from refusaldir.pipeline.material import Material
+from refusaldir.pipeline.splits import Split
 from refusaldir.records import HARMFUL, HARMLESS
-from refusaldir.store import Capture
 
 if TYPE_CHECKING:
     from refusaldir.models.bridge import HookedModel
@@ -21,8 +20,8 @@ def categories_of(
     model: "HookedModel",
     material: Material,
     direction: Direction,
-    train: NDArray[np.int64],
-    validation: NDArray[np.int64],
+    x: Float[np.ndarray, "prompt d_model"],
+    split: Split,
     refusal_tokens: Collection[int],
 ) -> dict[str, Any]:
     """Per-category directions at a direction's site, the subspace they span, and its effect.
@@ -31,8 +30,8 @@ def categories_of(
         model: The model.
         material: Its capture and prompts.
         direction: The direction selected.
-        train: Prompts that make directions.
-        validation: Prompts that score them.
+        x: Activations of all prompts at its site.
+        split: Prompts that make directions and prompts that score them.
         refusal_tokens: Token ids that begin a refusal.
 
     Returns:
@@ -42,15 +41,13 @@ def categories_of(
     from refusaldir.directions.effect import subspace_effect
     from refusaldir.directions.subspace import subspace
 
+    train, validation = split.train, split.validation
     prompts = [material.rendered.prompts[int(i)] for i in train]
-    with Capture.open(material.path) as capture:
-        column = capture.positions.offsets.index(direction.site.position)
-        x = read_layer(capture, direction.site.hook, direction.site.layer)[train, column]
     labels = material.labels[train]
     names, intents = [p.category for p in prompts], [p.intent_id for p in prompts]
     try:
-        by_category = category_directions(x, labels, names, intents).to_dict()
-        axes = subspace(x, labels, names, intents)
+        by_category = category_directions(x[train], labels, names, intents).to_dict()
+        axes = subspace(x[train], labels, names, intents)
     except DirectionError as error:
         return {"note": f"No directions by category: {error}"}
     del by_category["vectors"]

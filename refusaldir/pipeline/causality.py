@@ -1,16 +1,17 @@
 """Directions of two models tried in both: what `diff` says about cause."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from refusaldir.directions.estimates import direction_of
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.drift.handle import ARMS, Handles, handles, sentences
 from refusaldir.pipeline.selected import Selected
-from refusaldir.pipeline.selection import estimates
+from refusaldir.pipeline.splits import held_out
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import HARMFUL, HARMLESS, Site
 from refusaldir.store import Capture
@@ -47,101 +48,106 @@ class Causality:
         """Where it lives."""
         return None if self.direction is None else self.direction.site
 
-    def directions(self, captures: Mapping[str, Path]) -> dict[str, Direction] | None:
-        """Both models' directions at the site, from the same prompts and by one estimator.
+    def trial(self, captures: Mapping[str, Path], prompts: PromptSet) -> "Trial | None":
+        """Both models' directions at the site, and prompts to try them on that made neither.
 
-        None where there is no direction to follow, or tuned has no signal there.
+        Args:
+            captures: Both captures, by role.
+            prompts: The prompts of both.
+
+        Returns:
+            None where there is no direction to follow, no refusal token, or no signal there.
         """
-        if self.direction is None or self.selected is None:
+        selected, direction = self.selected, self.direction
+        if selected is None or direction is None or not selected.refusal_tokens:
             return None
-        train = set(self.selected.document["train_ids"])
+        train = set(selected.document["train_ids"])
         found = {}
         for role in ARMS:
             with Capture.open(captures[role]) as capture:
-                rows = np.array([i for i, p in enumerate(capture.prompts) if p.id in train])
-                at = (
-                    capture.layers.index(self.direction.site.layer),
-                    capture.positions.offsets.index(self.direction.site.position),
-                )
-                labels = np.asarray(capture.labels)[rows]
-                provenance = capture.provenance
-            site, estimator = self.direction.site, self.direction.estimator
-            vector = estimates(captures[role], rows, estimator, site)[at]
-            if not vector.any():
+                rows = np.flatnonzero([prompt.id in train for prompt in capture.prompts])
+                found[role] = direction_of(capture, rows, direction.site, direction.estimator)
+            if not found[role].vector.any():
                 return None
-            found[role] = Direction(
-                vector=vector,
-                site=site,
-                estimator=estimator,
-                n_harmful=int((labels == HARMFUL).sum()),
-                n_harmless=int((labels == HARMLESS).sum()),
-                provenance=provenance,
-            )
-        return found
-
-    def unused(self, prompts: PromptSet) -> tuple[PromptSet, str]:
-        """Prompts to try directions on, none of which made them, and what they are."""
-        held = prompts.select(split="test")
-        if len(held):
-            return held, "the set's test split"
-        train = set(self.selected.document["train_ids"]) if self.selected else set()
-        rest = [i for i, prompt in enumerate(prompts) if prompt.id not in train]
-        return replace(
-            prompts, prompts=tuple(prompts[i] for i in rest)
-        ), "the prompts that the selection validated on"
+        rest, words = held_out(prompts, train)
+        return Trial(
+            directions=found,
+            refusal_tokens=selected.refusal_tokens,
+            prompts=replace(prompts, prompts=tuple(prompts[int(i)] for i in rest)),
+            held_out=words,
+        )
 
 
-def try_directions(
-    model: "HookedModel",
-    rendered: "RenderedSet",
-    directions: Mapping[str, Direction],
-    refusal_tokens: Sequence[int],
-) -> "Effects":
-    """Score the prompts of an open model with each direction ablated and added."""
-    from refusaldir.directions.effect import effects
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What is tried in both models.
 
-    ids = {
-        label: [rendered.ids[i] for i, y in enumerate(rendered.prompts.labels) if y == label]
-        for label in (HARMFUL, HARMLESS)
-    }
-    return effects(
-        model,
-        directions,
-        harmful=ids[HARMFUL],
-        harmless=ids[HARMLESS],
-        refusal_tokens=refusal_tokens,
-    )
+    Attributes:
+        directions: Both models' directions at one site, by role.
+        refusal_tokens: Ids of the tokens behind the refusal score.
+        prompts: What they are tried on.
+        held_out: What these prompts are, in words.
+    """
+
+    directions: Mapping[str, Direction]
+    refusal_tokens: tuple[int, ...]
+    prompts: PromptSet
+    held_out: str
+
+    def run(self, model: "HookedModel", rendered: "RenderedSet") -> "Effects":
+        """Score the prompts, rendered for an open model, with each direction ablated and added."""
+        from refusaldir.directions.effect import effects
+
+        ids = {
+            label: [rendered.ids[i] for i, y in enumerate(self.prompts.labels) if y == label]
+            for label in (HARMFUL, HARMLESS)
+        }
+        return effects(
+            model,
+            self.directions,
+            harmful=ids[HARMFUL],
+            harmless=ids[HARMLESS],
+            refusal_tokens=self.refusal_tokens,
+        )
+
+    def handles(self, found: "Mapping[str, Effects]") -> Handles:
+        """What each direction does in each model, from the effects by role."""
+        intents = {
+            label: [prompt.intent_id for prompt in self.prompts if prompt.y == label]
+            for label in (HARMFUL, HARMLESS)
+        }
+        return handles(
+            self.directions["base"].site,
+            found["base"],
+            found["tuned"],
+            harmful_intents=intents[HARMFUL],
+            harmless_intents=intents[HARMLESS],
+        )
 
 
 def conclude(
-    causality: Causality, found: "Mapping[str, Effects]", prompts: PromptSet, held_out: str
+    causality: Causality, trial: Trial | None, found: "Mapping[str, Effects]"
 ) -> dict[str, Any]:
-    """The document's ``causality``."""
+    """The document's ``causality``.
+
+    Args:
+        causality: The base's selection.
+        trial: What was tried in both models; None where it was not.
+        found: What it did, by role.
+    """
+    from refusaldir.report.selection_table import headline
+
     selected = causality.selected
     if selected is None:
         return {"selection": None, "handles": None, "held_out": None, "sentences": [causality.note]}
     document = selected.document
     selection = document["selection"]
     candidate = selection["chosen"] or selection["nearest"]
-    tried: Handles | None = None
-    site = causality.site
-    if site is not None and set(found) == set(ARMS):
-        intents = {
-            label: [p.intent_id for p in prompts if p.y == label] for label in (HARMFUL, HARMLESS)
-        }
-        tried = handles(
-            site,
-            found["base"],
-            found["tuned"],
-            harmful_intents=intents[HARMFUL],
-            harmless_intents=intents[HARMLESS],
-        )
-    from refusaldir.report.selection_table import headline
-
+    tried = None if trial is None else trial.handles(found)
     return {
         "selection": {
             "valid": selection["chosen"] is not None,
-            "followed": site is not None,
+            "followed": causality.site is not None,
             "criterion": document["criterion"],
             "estimator": document["estimator"],
             "candidate": candidate,
@@ -152,6 +158,6 @@ def conclude(
             "folder": str(selected.folder),
         },
         "handles": None if tried is None else tried.to_dict(),
-        "held_out": None if tried is None else held_out,
+        "held_out": None if trial is None else trial.held_out,
         "sentences": [headline(document), *(() if tried is None else sentences(tried))],
     }

@@ -6,20 +6,18 @@ with covariance-matched random directions of the same norm at the same site
 (`refusaldir.directions.effect.random_directions`). Responses are judged like those of `diff`.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 
 from refusaldir.directions.mean_diff import Direction
-from refusaldir.directions.reader import read_layer
 from refusaldir.pipeline.material import Material
-from refusaldir.pipeline.plan import ProgressFn, silent
-from refusaldir.prompts.schema import Prompt
+from refusaldir.pipeline.progress import ProgressFn, counter, silent
+from refusaldir.pipeline.splits import Indices, held_out
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, content_hash
 from refusaldir.statistics import proportion
-from refusaldir.store import Capture
 
 if TYPE_CHECKING:
     from refusaldir.hooks import Intervention
@@ -33,7 +31,8 @@ def check_direction(
     model: "HookedModel",
     material: Material,
     direction: Direction,
-    train: Sequence[int],
+    x: Float[np.ndarray, "prompt d_model"],
+    train: Indices,
     folder: Path,
     *,
     n_random: int = 3,
@@ -48,6 +47,7 @@ def check_direction(
         model: The model the direction comes from.
         material: Its capture and prompts.
         direction: The direction; ablated as a unit vector, added raw.
+        x: Activations of all prompts at its site.
         train: Prompts behind the direction; random directions take their covariance.
         folder: Where responses go, a file for each condition; what is there is not made again.
         n_random: How many random directions.
@@ -65,10 +65,9 @@ def check_direction(
     from refusaldir.directions.effect import random_directions
     from refusaldir.hooks import Ablation, Addition
 
-    rows, held_out = _held_out(material, train)
-    labels = material.labels
-    x = _activations(material.path, direction)[np.asarray(train)]
-    chance = random_directions(x, labels[np.asarray(train)], direction, count=n_random, seed=seed)
+    prompts, labels = material.rendered.prompts, material.labels
+    rows, words = held_out(prompts, {prompts[int(i)].id for i in train})
+    chance = random_directions(x[train], labels[train], direction, count=n_random, seed=seed)
 
     def ablation(d: Direction) -> "Intervention":
         return Ablation.of(torch.from_numpy(d.vector))
@@ -76,12 +75,12 @@ def check_direction(
     def addition(d: Direction) -> "Intervention":
         return Addition(torch.from_numpy(d.vector).float(), d.site.layer)
 
-    found: dict[str, Any] = {"held_out": held_out, "max_new_tokens": max_new_tokens, "seed": seed}
+    found: dict[str, Any] = {"held_out": words, "max_new_tokens": max_new_tokens, "seed": seed}
     for side, label, name, make in (
         ("harmful", HARMFUL, ABLATED, ablation),
         ("harmless", HARMLESS, ADDED, addition),
     ):
-        rendered = material.rendered.take([i for i in rows if labels[i] == label])
+        rendered = material.rendered.take(rows[labels[rows] == label].tolist())
         ask = _Asking(model, rendered, folder, max_new_tokens, batch_size, progress)
         clean = ask(f"{side} {CLEAN}", None, None)
         changed = ask(f"{side} {name}", make(direction), direction)
@@ -117,13 +116,6 @@ class _Asking:
         parts = stage.split()
         if direction is not None:
             parts.append(content_hash(direction.vector.tolist())[:8])
-        done = 0
-
-        def on_batch(count: int) -> None:
-            nonlocal done
-            done += count
-            self._progress(f"Check {stage}", done, len(self._rendered))
-
         with intervene(self._model, *([] if change is None else [change])):
             answers = measure(
                 self._model,
@@ -132,27 +124,9 @@ class _Asking:
                 batch_size=self._batch_size,
                 path=self._folder / f"check-{'-'.join(parts)}.jsonl",
                 force=True,
-                on_batch=on_batch,
+                on_batch=counter(self._progress, f"Check {stage}", len(self._rendered)),
             )
         outcomes = [is_refused(row.label) for row in answers.rows]
         judged = [outcome for outcome in outcomes if outcome is not None]
         rate: Estimate = proportion(sum(judged), len(judged))
         return {"refused": rate.to_dict(), "left_out": len(outcomes) - len(judged)}
-
-
-def _held_out(material: Material, train: Sequence[int]) -> tuple[list[int], str]:
-    """Prompts that neither made nor chose the direction, where there are any."""
-    prompts: list[Prompt] = list(material.rendered.prompts)
-    test = [i for i, prompt in enumerate(prompts) if prompt.split == "test"]
-    if test:
-        return test, "the set's test split"
-    used = set(map(int, train))
-    return [i for i in range(len(prompts)) if i not in used], (
-        "the prompts that the selection validated on"
-    )
-
-
-def _activations(path: Path, direction: Direction) -> np.ndarray:
-    with Capture.open(path) as capture:
-        column = capture.positions.offsets.index(direction.site.position)
-        return read_layer(capture, direction.site.hook, direction.site.layer)[:, column]

@@ -5,16 +5,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from refusaldir.directions.candidates import HOOK
 from refusaldir.drift.comparable import require_comparable
 from refusaldir.errors import OutputExistsError, PromptError, RefusaldirError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
-from refusaldir.pipeline.arm import Arm, is_capture
-from refusaldir.pipeline.causality import conclude
+from refusaldir.pipeline.arm import Arm, Terms, is_capture
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.measurement import Measurement
-from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
-from refusaldir.pipeline.selection import HOOK
+from refusaldir.pipeline.opening import Opening
+from refusaldir.pipeline.plan import Rendering, prompt_set
+from refusaldir.pipeline.progress import ProgressFn, silent
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import content_hash
 from refusaldir.store import Capture, default_store
@@ -142,8 +143,6 @@ def diff(
         )
     options = options or LoadOptions()
     captures = [Path(str(side)) for side in (base, tuned) if is_capture(side)]
-    rendering = Rendering(system=system, thinking=thinking, template=template)
-    wanted = _Wanted(hooks=(hook,), layers=None, positions=positions)
     if captures:
         if (prompts, harmful, harmless, limit) != ("contrast", None, None, None):
             raise PromptError(
@@ -152,19 +151,15 @@ def diff(
                 where=captures[0],
                 next_step="Leave the prompt options out, or give two model specs",
             )
-        with Capture.open(captures[0]) as capture:
-            chosen = capture.prompts
-            found = capture.provenance
-        rendering = Rendering(
-            system=found.template.system, thinking=found.template.thinking, template=template
-        )
-        wanted = _Wanted(
-            hooks=(hook,),
-            layers=found.layers,
-            positions=",".join(map(str, found.positions.offsets)),
-        )
+        terms = Terms.of_capture(captures[0], hook, template)
     else:
-        chosen = prompt_set(prompts, harmful, harmless, column_map, limit)
+        terms = Terms(
+            prompts=prompt_set(prompts, harmful, harmless, column_map, limit),
+            rendering=Rendering(system=system, thinking=thinking, template=template),
+            hooks=(hook,),
+            layers=None,
+            positions=positions,
+        )
     probe = behaviour == "on" or (behaviour == "auto" and not captures)
 
     arms = []
@@ -173,16 +168,7 @@ def diff(
             arms.append(Arm.of_capture(role, Path(str(side)), options, backend))
         else:
             opening = Opening(spec=ModelSpec.parse(_text(side)), options=options, backend=backend)
-            plan = Plan.make(
-                opening,
-                chosen,
-                rendering,
-                hooks=wanted.hooks,
-                layers=wanted.layers,
-                positions=wanted.positions,
-                batch_size=batch_size,
-            )
-            arms.append(Arm.of_plan(role, opening, plan, store))
+            arms.append(Arm.of_plan(role, opening, terms.plan(opening, batch_size), store))
     with arms[0].reader() as left, arms[1].reader() as right:
         require_comparable(left, right, hook, allow_dtype_mismatch=allow_dtype_mismatch)
     folder = Path(out) if out is not None else _default_folder(arms, store)
@@ -197,12 +183,11 @@ def diff(
     by_cause = hook == HOOK and position is None and select != "off"
     measurement = Measurement(
         arms=arms,
-        prompts=chosen,
-        rendering=rendering,
-        criteria=_criteria(criteria, refusal_tokens),
+        prompts=terms.prompts,
+        rendering=terms.rendering,
+        criteria=criteria,
         select=by_cause and (select == "on" or not captures),
         read_select=by_cause,
-        given_criteria=criteria is not None,
         follow_nearest=follow_nearest,
         probe=probe,
         refusal_tokens=refusal_tokens,
@@ -222,12 +207,12 @@ def diff(
         settings={
             "base": str(base),
             "tuned": str(tuned),
-            "prompts": chosen.name,
+            "prompts": terms.prompts.name,
             "hook": hook,
-            "positions": wanted.positions,
+            "positions": terms.positions,
             "position": position,
-            "system": rendering.system,
-            "thinking": rendering.thinking,
+            "system": terms.rendering.system,
+            "thinking": terms.rendering.thinking,
             "select": measurement.causality is not None,
             "follow_nearest": follow_nearest,
             "behaviour": probe,
@@ -238,13 +223,6 @@ def diff(
         },
         progress=progress,
     )
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Wanted:
-    hooks: tuple[str, ...]
-    layers: tuple[int, ...] | None
-    positions: str
 
 
 def _text(side: str | Path | ModelSpec) -> str | ModelSpec:
@@ -266,12 +244,6 @@ def _make_folder(folder: Path) -> None:
             where=folder,
             next_step="Choose another --out",
         ) from error
-
-
-def _criteria(given: Criteria | None, refusal_tokens: Sequence[str] | None) -> Criteria:
-    if given is not None:
-        return given
-    return Criteria(refusal_tokens=None if refusal_tokens is None else tuple(refusal_tokens))
 
 
 def _conclude(
@@ -306,10 +278,7 @@ def _conclude(
     behaviour = None
     if responses:
         behaviour = compare_behaviour(responses["base"], responses["tuned"], seed=seed)
-    causality = None
-    if done.causality is not None:
-        causality = conclude(done.causality, done.effects, done.held, done.held_out)
-    document = build_document(drift, behaviour, causality, options=settings)
+    document = build_document(drift, behaviour, done.causality_document(), options=settings)
     figures = write_figures(document, folder)
     # Last, so that a folder with a diff.json is complete.
     written = {"diff.json": write_json(document, folder / "diff.json")}

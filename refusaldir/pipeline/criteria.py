@@ -4,10 +4,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refusaldir.directions.candidates import CRITERIA, Thresholds
+from refusaldir.directions.estimators import ESTIMATORS
 from refusaldir.errors import RefusaldirError
-
-#: In the order of comparison; `refusaldir.directions.estimators` has them, and imports more.
-ESTIMATORS = ("mean_diff", "lda", "logistic", "pca", "winsorised")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -17,7 +15,8 @@ class Criteria:
     Attributes:
         criterion: ``refusal_score`` (Arditi et al. 2024), which falls back to ``cosmic`` where no
             refusal token is found, or ``cosmic`` (Siu et al. 2025).
-        estimator: One of `ESTIMATORS`, or ``all`` to compare them; mean_diff then decides.
+        estimator: One of `refusaldir.directions.estimators.ESTIMATORS`, or ``all`` to
+            compare them; mean_diff then decides.
         kl: Largest mean KL of a valid direction, in nats.
         induce: Least mean refusal score of harmless prompts with the vector added.
         depth: Share of the layers searched.
@@ -59,7 +58,7 @@ class Criteria:
     @property
     def estimators(self) -> tuple[str, ...]:
         """The estimators to score; the first decides."""
-        return ESTIMATORS if self.estimator == "all" else (self.estimator,)
+        return tuple(ESTIMATORS) if self.estimator == "all" else (self.estimator,)
 
     @property
     def thresholds(self) -> Thresholds:

@@ -7,7 +7,7 @@ from refusaldir.directions.mean_diff import Direction
 from refusaldir.errors import DirectionError, OutputExistsError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
-from refusaldir.pipeline.plan import Opening
+from refusaldir.pipeline.opening import Opening
 
 
 def import_file(

@@ -6,22 +6,32 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
+from refusaldir.directions.estimators import ESTIMATORS
 from refusaldir.directions.exchange import load_direction
 from refusaldir.directions.mean_diff import Direction
-from refusaldir.directions.reader import MIN_INTENTS, clusters_of, read_layer
+from refusaldir.directions.reader import MIN_INTENTS, clusters_of, enough_intents
+from refusaldir.directions.reading import (
+    Reading,
+    SplitHalf,
+    split_half,
+    top_dimension_share,
+    transfer,
+)
 from refusaldir.errors import CaptureError, DirectionError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.material import Material
-from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
+from refusaldir.pipeline.opening import Opening
+from refusaldir.pipeline.plan import Plan, Rendering, prompt_set
+from refusaldir.pipeline.progress import ProgressFn, counter, silent
+from refusaldir.pipeline.splits import Indices, rows_of
 from refusaldir.prompts.schema import Prompt, PromptSet
-from refusaldir.records import HARMFUL, HARMLESS, ModelIdentity, Provenance
-from refusaldir.store import Capture
+from refusaldir.records import ModelIdentity, Provenance
 
 if TYPE_CHECKING:
-    from refusaldir.directions.reading import Reading, SplitHalf
     from refusaldir.models.bridge import HookedModel
 
 
@@ -43,7 +53,7 @@ def read_direction(
     top: int = 10,
     seed: int = 0,
     progress: ProgressFn = silent,
-) -> "Reading":
+) -> Reading:
     """Say what can be said of a direction in a model, and on a prompt set if one is given.
 
     Of a set that the direction was fitted on, only the test split is scored; without one no
@@ -71,7 +81,6 @@ def read_direction(
         DirectionError: The direction does not fit the model.
         RefusaldirError: Whatever else the user can mend.
     """
-    from refusaldir.directions.reading import Reading, top_dimension_share, transfer
     from refusaldir.directions.vocabulary import vocabulary
 
     direction = load_direction(path)
@@ -119,7 +128,7 @@ def read_direction(
 class _Scope:
     """Which prompts of a set say something about a direction."""
 
-    rows: NDArray[np.int64]
+    rows: Indices
     held_out: bool
     notes: tuple[str, ...] = ()
 
@@ -146,9 +155,9 @@ def _scope(fitted: Provenance | None, plan: Plan) -> _Scope:
     same = fitted.prompts_hash == made.prompts_hash or fitted.rendered_hash == made.rendered_hash
     if not same and fitted.prompts_name != made.prompts_name:
         return _Scope(rows=everything, held_out=True, notes=notes)
-    test = np.flatnonzero([prompt.split == "test" for prompt in plan.prompts])
+    test = rows_of(plan.prompts, "test")
     whose = "this set" if same else "a set of this name"
-    if _enough(list(plan.prompts), plan.labels, test):
+    if enough_intents(plan.prompts, plan.labels, test):
         note = f"The direction was fitted on {whose}: only its test split is scored."
         return _Scope(rows=test, held_out=True, notes=(*notes, note))
     if not same:
@@ -162,7 +171,7 @@ def _scope(fitted: Provenance | None, plan: Plan) -> _Scope:
 
 
 def _activations(
-    model: "HookedModel", plan: Plan, rows: NDArray[np.int64], progress: ProgressFn
+    model: "HookedModel", plan: Plan, rows: Indices, progress: ProgressFn
 ) -> NDArray[np.float64]:
     """Activations of some prompts at the one site of a plan, ``[prompt d_model]``."""
     from refusaldir.capture import capture
@@ -172,8 +181,8 @@ def _activations(
     rendered.check_length(model.max_length)
     (hook,) = plan.hooks
     x = np.zeros((len(rendered), model.d_model))
-    done = 0
-    progress("Capture", done, len(rendered))
+    count = counter(progress, "Capture", len(rendered))
+    count(0)
     for batch in capture(
         model,
         rendered.ids,
@@ -183,8 +192,7 @@ def _activations(
         batch_size=plan.batch_size,
     ):
         x[batch.indices] = to_float32(batch.values[hook])[:, 0, 0]
-        done += len(batch.indices)
-        progress("Capture", done, len(rendered))
+        count(len(batch.indices))
     if not np.all(np.isfinite(x)):
         raise CaptureError(
             "activations are not finite",
@@ -200,11 +208,8 @@ def stability(
     prompts: Sequence[Prompt],
     labels: NDArray[np.int64],
     seed: int,
-) -> "SplitHalf":
+) -> SplitHalf:
     """How well some prompts determine a direction at its site, by its own estimator."""
-    from refusaldir.directions.estimators import ESTIMATORS
-    from refusaldir.directions.reading import split_half
-
     name = direction.estimator if direction.estimator in ESTIMATORS else "mean_diff"
     return split_half(
         x, labels, [p.intent_id for p in prompts], estimator=ESTIMATORS[name], seed=seed
@@ -212,27 +217,28 @@ def stability(
 
 
 def reading_of(
-    model: "HookedModel", material: Material, direction: Direction, train: NDArray[np.int64]
-) -> "Reading":
+    model: "HookedModel",
+    material: Material,
+    direction: Direction,
+    x: Float[np.ndarray, "prompt d_model"],
+    train: Indices,
+) -> Reading:
     """Read a direction just selected from a capture: stable on its own prompts, held out on others.
 
     Args:
         model: The model it comes from.
         material: The capture and its prompts.
         direction: The direction.
+        x: Activations of all prompts at its site.
         train: The prompts behind it.
     """
-    from refusaldir.directions.reading import Reading, top_dimension_share, transfer
     from refusaldir.directions.vocabulary import vocabulary
 
-    with Capture.open(material.path) as capture:
-        column = capture.positions.offsets.index(direction.site.position)
-        x = read_layer(capture, direction.site.hook, direction.site.layer)[:, column]
     prompts, labels = list(material.rendered.prompts), material.labels
-    test = np.flatnonzero([prompt.split == "test" for prompt in prompts])
+    test = rows_of(prompts, "test")
     notes: tuple[str, ...] = ("Split halves: of the training prompts.",)
     separation = None
-    if _enough(prompts, labels, test):
+    if enough_intents(prompts, labels, test):
         here = [prompts[int(i)] for i in test]
         separation = transfer(direction, x[test], labels[test], clusters_of(here, labels[test]))
         notes = (*notes, "AUROC and d′: on the test split, which took no part.")
@@ -247,14 +253,6 @@ def reading_of(
             direction, x[train], [prompts[int(i)] for i in train], labels[train], seed=0
         ),
         notes=notes,
-    )
-
-
-def _enough(prompts: Sequence[Prompt], labels: NDArray[np.int64], rows: NDArray[np.int64]) -> bool:
-    """Whether some prompts hold enough intents of each class for held-out figures."""
-    return all(
-        len({prompts[int(i)].intent_id for i in rows if labels[i] == label}) >= MIN_INTENTS
-        for label in (HARMLESS, HARMFUL)
     )
 
 

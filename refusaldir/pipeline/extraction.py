@@ -4,14 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from refusaldir.directions.candidates import HOOK
 from refusaldir.errors import CaptureError, OutputExistsError, StoreError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.material import Material
-from refusaldir.pipeline.plan import Opening, Plan, ProgressFn, Rendering, prompt_set, silent
+from refusaldir.pipeline.opening import Opening
+from refusaldir.pipeline.plan import Plan, Rendering, prompt_set
+from refusaldir.pipeline.progress import ProgressFn, silent
 from refusaldir.pipeline.selected import Selected, find_selected, folder_beside
-from refusaldir.pipeline.selection import HOOK, select_on
+from refusaldir.pipeline.selection import select_on
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import Provenance
 from refusaldir.store import default_path, peek
@@ -106,11 +109,11 @@ def extract(
     )
     if select and HOOK not in plan.hooks:
         raise CaptureError(
-            "A direction is selected at resid_pre",
-            expected="resid_pre among the hooks",
+            f"A direction is selected at {HOOK}",
+            expected=f"{HOOK} among the hooks",
             got=", ".join(plan.hooks),
             where="--hook",
-            next_step="Add --hook resid_pre",
+            next_step=f"Add --hook {HOOK}",
         )
     path = default_path(plan.provenance, store) if out is None else Path(out)
     kept = None

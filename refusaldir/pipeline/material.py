@@ -6,14 +6,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Float
 from numpy.typing import NDArray
 
+from refusaldir.directions.reader import read_site
 from refusaldir.errors import CaptureMismatchError
-from refusaldir.records import Provenance
+from refusaldir.pipeline.plan import Plan, Rendering
+from refusaldir.records import Provenance, Site
 from refusaldir.store import Capture
 
 if TYPE_CHECKING:
-    from refusaldir.pipeline.plan import Plan
     from refusaldir.prompts.render import RenderedSet
 
 
@@ -32,7 +34,7 @@ class Material:
     rendered: "RenderedSet"
 
     @classmethod
-    def of_plan(cls, plan: "Plan", path: Path) -> "Material":
+    def of_plan(cls, plan: Plan, path: Path) -> "Material":
         """The capture that a plan made."""
         return cls(path=path, provenance=plan.provenance, rendered=plan.rendered)
 
@@ -48,14 +50,10 @@ class Material:
         Raises:
             CaptureMismatchError: The prompts give other tokens now.
         """
-        from refusaldir.prompts.render import ChatRenderer
-
         with Capture.open(path) as capture:
             provenance, prompts = capture.provenance, capture.prompts
-        made = provenance.template
-        rendered = ChatRenderer(
-            tokenizer, system=made.system, thinking=made.thinking, template=template
-        ).render(prompts)
+        rendering = Rendering.of_capture(provenance, template)
+        rendered = rendering.renderer(tokenizer).render(prompts)
         if rendered.hash != provenance.rendered_hash:
             raise CaptureMismatchError(
                 "The prompts of the capture give other tokens now",
@@ -70,6 +68,16 @@ class Material:
     def labels(self) -> NDArray[np.int64]:
         """0 harmless, 1 harmful."""
         return np.asarray(self.rendered.prompts.labels)
+
+    def at(self, site: Site) -> Float[np.ndarray, "prompt d_model"]:
+        """Activations at one site.
+
+        Raises:
+            DirectionError: The site was not captured.
+            CaptureError: The capture is damaged.
+        """
+        with Capture.open(self.path) as capture:
+            return read_site(capture, site)
 
     def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[tuple[int, ...]]:
         """Token ids of some prompts."""

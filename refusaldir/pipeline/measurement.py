@@ -2,22 +2,24 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from refusaldir.drift.handle import ARMS
 from refusaldir.errors import PromptError
 from refusaldir.pipeline.arm import Arm
-from refusaldir.pipeline.causality import Causality, try_directions
+from refusaldir.pipeline.causality import Causality, Trial, conclude
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.material import Material
-from refusaldir.pipeline.plan import ProgressFn, Rendering
+from refusaldir.pipeline.plan import Rendering
+from refusaldir.pipeline.progress import ProgressFn, counter
 from refusaldir.pipeline.selected import find_selected, folder_beside
 from refusaldir.pipeline.selection import select_on
 from refusaldir.prompts.schema import PromptSet
 
 if TYPE_CHECKING:
     from refusaldir.directions.effect import Effects
-    from refusaldir.directions.mean_diff import Direction
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.behaviour import Behaviour
     from refusaldir.prompts.render import RenderedSet
@@ -31,10 +33,10 @@ class Measurement:
         arms: Base and tuned.
         prompts: The prompts of both captures.
         rendering: How they become tokens.
-        criteria: What is asked of a direction.
+        criteria: What is asked of a direction. None takes one that lies beside the base capture
+            whatever was asked of it, and selects a new one by the published choices.
         select: Whether to select one where none is there.
         read_select: Whether to use one that lies beside the base capture.
-        given_criteria: Whether what lies there must have been selected by ``criteria``.
         follow_nearest: As in `refusaldir.pipeline.diff`.
         probe: Whether to generate responses.
         refusal_tokens: First tokens of refusals, or None.
@@ -48,17 +50,14 @@ class Measurement:
         responses: Behaviour by arm, as far as it was measured.
         causality: The base's selection; None where it was not asked for.
         effects: What the directions do, by arm.
-        held: Prompts that directions are tried on.
-        held_out: What these prompts are, in words.
     """
 
     arms: Sequence[Arm]
     prompts: PromptSet
     rendering: Rendering
-    criteria: Criteria
+    criteria: Criteria | None
     select: bool
     read_select: bool
-    given_criteria: bool
     follow_nearest: bool
     probe: bool
     refusal_tokens: Sequence[str] | None
@@ -73,13 +72,10 @@ class Measurement:
         self.responses: dict[str, Behaviour] = {}
         self.effects: dict[str, Effects] = {}
         self.causality: Causality | None = None
-        self.held, self.held_out = self.prompts, ""
         self._captured = {arm.role for arm in self.arms if arm.plan is None}
-        self._directions: dict[str, Direction] | None = None
         base = self.arms[0]
         if self.read_select and base.plan is None:
-            criteria = self.criteria if self.given_criteria else None
-            found = find_selected(folder_beside(base.path), base.provenance, criteria)
+            found = find_selected(folder_beside(base.path), base.provenance, self.criteria)
             if found is not None:
                 self.causality = Causality(selected=found, nearest=self.follow_nearest)
 
@@ -100,7 +96,7 @@ class Measurement:
         if not (self.probe or self.select):
             return
         for arm in self.arms:
-            if self._can_try(arm):
+            if self._to_try(arm) is not None:
                 with arm.model() as model:
                     self._try(arm, model)
                     del model
@@ -126,7 +122,7 @@ class Measurement:
             found = select_on(
                 model,
                 material,
-                self.criteria,
+                self.criteria or self._published(),
                 folder_beside(arm.path),
                 batch_size=self.batch_size,
                 force=True,
@@ -139,42 +135,42 @@ class Measurement:
         else:
             self.causality = Causality(selected=found, nearest=self.follow_nearest)
 
-    def _can_try(self, arm: Arm) -> bool:
-        """Whether directions are there to be tried in this model, and have not been."""
-        if self.causality is None or self.causality.selected is None or arm.role in self.effects:
-            return False
-        if self._captured != {"base", "tuned"} or not self.causality.selected.refusal_tokens:
-            return False
-        if self._directions is None:
-            paths = {each.role: each.path for each in self.arms}
-            self._directions = self.causality.directions(paths)
-            self.held, self.held_out = self.causality.unused(self.prompts)
-        return self._directions is not None
+    def _published(self) -> Criteria:
+        """The published choices, and the refusal tokens given."""
+        given = self.refusal_tokens
+        return Criteria(refusal_tokens=None if given is None else tuple(given))
+
+    @cached_property
+    def _trial(self) -> Trial | None:
+        """What there is to try in the models; asked for once base was selected in and captured."""
+        if self.causality is None:
+            return None
+        return self.causality.trial({arm.role: arm.path for arm in self.arms}, self.prompts)
+
+    def _to_try(self, arm: Arm) -> Trial | None:
+        """What there is to try in this model, if it is time and has not been done."""
+        if arm.role in self.effects or self._captured != set(ARMS):
+            return None
+        return self._trial
 
     def _try(self, arm: Arm, model: "HookedModel") -> None:
-        if not self._can_try(arm):
+        trial = self._to_try(arm)
+        if trial is None:
             return
-        assert self._directions is not None and self.causality is not None
-        assert self.causality.selected is not None
-        stage = f"Try directions in {arm.role}"
-        self.progress(stage, 0, len(self.held))
-        self.effects[arm.role] = try_directions(
-            model,
-            self._render(model, self.held),
-            self._directions,
-            self.causality.selected.refusal_tokens,
-        )
-        self.progress(stage, len(self.held), len(self.held))
+        stage, total = f"Try directions in {arm.role}", len(trial.prompts)
+        self.progress(stage, 0, total)
+        self.effects[arm.role] = trial.run(model, self._render(model, trial.prompts))
+        self.progress(stage, total, total)
+
+    def causality_document(self) -> dict[str, Any] | None:
+        """The document's ``causality``; None where it was not asked for."""
+        if self.causality is None:
+            return None
+        trial = self._trial if set(self.effects) == set(ARMS) else None
+        return conclude(self.causality, trial, self.effects)
 
     def _render(self, model: "HookedModel", prompts: PromptSet) -> "RenderedSet":
-        from refusaldir.prompts.render import ChatRenderer
-
-        renderer = ChatRenderer(
-            model.tokenizer,
-            system=self.rendering.system,
-            thinking=self.rendering.thinking,
-            template=self.rendering.template,
-        )
+        renderer = self.rendering.renderer(model.tokenizer)
         return renderer.render(prompts, max_length=model.max_length)
 
     def _respond(self, arm: Arm, model: "HookedModel") -> "Behaviour":
@@ -189,27 +185,15 @@ class Measurement:
             tokens = RefusalTokens.from_dict(self.causality.selected.document["refusal_tokens"])
         if not tokens and self.refusal_tokens:
             tokens = given_refusal_tokens(model.tokenizer, self.refusal_tokens)
-        heldout = _heldout(self.prompts)
-        done = 0
-
-        def on_batch(count: int) -> None:
-            nonlocal done
-            done += count
-            self.progress(f"Respond {arm.role}", done, len(heldout))
-
+        # Those that no direction was fitted or chosen on; all where there are no splits.
+        asked = self.prompts.select(split="test") or self.prompts
         return measure(
             model,
-            self._render(model, heldout),
+            self._render(model, asked),
             refusal_tokens=tokens,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
             path=self.folder / f"responses-{arm.role}.jsonl",
             force=self.force,
-            on_batch=on_batch,
+            on_batch=counter(self.progress, f"Respond {arm.role}", len(asked)),
         )
-
-
-def _heldout(prompts: PromptSet) -> PromptSet:
-    """The prompts that no direction was fitted or chosen on; all where there are no splits."""
-    held = prompts.select(split="test")
-    return held if len(held) else prompts

@@ -1,20 +1,17 @@
 """What is known about a capture before any weight is loaded, and the run that makes it."""
 
-import gc
-import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from refusaldir.errors import CaptureError, PromptError
-from refusaldir.models.options import LoadOptions
-from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.opening import Opening
+from refusaldir.pipeline.progress import ProgressFn, counter
 from refusaldir.prompts.load import load_pair, load_prompts
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import HOOKS, ModelIdentity, Positions, Provenance
@@ -22,58 +19,7 @@ from refusaldir.store import CaptureWriter
 
 if TYPE_CHECKING:
     from refusaldir.models.bridge import HookedModel
-    from refusaldir.prompts.render import RenderedSet
-
-#: ``report(stage, done, total)``: how long work tells how far it is.
-ProgressFn = Callable[[str, int, int], None]
-
-
-def silent(stage: str, done: int, total: int) -> None:
-    """Report no progress."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Opening:
-    """A model and how to open it.
-
-    Attributes:
-        spec: What to open.
-        options: Dtype, device and so on.
-        backend: ``auto``, ``transformer_lens`` or ``torch_hooks``.
-    """
-
-    spec: ModelSpec
-    options: LoadOptions
-    backend: str
-
-    def identity(self) -> ModelIdentity:
-        """Say what would be opened, without loading weights."""
-        from refusaldir.models.load import identify
-
-        return identify(self.spec, self.options)
-
-    @contextmanager
-    def model(self) -> "Iterator[HookedModel]":
-        """Open the model and let go of it afterwards.
-
-        Delete your own reference before the next model is opened: one is in memory at a time.
-        """
-        from refusaldir.models.bridge import open_model
-
-        hooked = open_model(self.spec, self.options, backend=self.backend)
-        try:
-            yield hooked
-        finally:
-            del hooked
-            release()
-
-
-def release() -> None:
-    """Give back the memory of models that nobody refers to any more."""
-    gc.collect()
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    from refusaldir.prompts.render import ChatRenderer, RenderedSet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,19 +30,32 @@ class Rendering:
     thinking: bool | None = None
     template: str | None = None
 
+    @classmethod
+    def of_capture(cls, provenance: Provenance, template: str | None) -> "Rendering":
+        """How a capture's prompts became tokens.
+
+        Args:
+            provenance: That of the capture.
+            template: The chat template it was made with, where that is not the tokenizer's own.
+        """
+        made = provenance.template
+        return cls(system=made.system, thinking=made.thinking, template=template)
+
+    def renderer(self, tokenizer: Any) -> "ChatRenderer":
+        """Renders with one tokenizer."""
+        from refusaldir.prompts.render import ChatRenderer
+
+        return ChatRenderer(
+            tokenizer, system=self.system, thinking=self.thinking, template=self.template
+        )
+
     def render(
         self, opening: Opening, prompts: PromptSet, positions: str
     ) -> "tuple[RenderedSet, Positions]":
         """Render prompts with the tokenizer that belongs to a model."""
         from refusaldir.models.load import load_tokenizer
-        from refusaldir.prompts.render import ChatRenderer
 
-        renderer = ChatRenderer(
-            load_tokenizer(opening.spec, opening.options),
-            system=self.system,
-            thinking=self.thinking,
-            template=self.template,
-        )
+        renderer = self.renderer(load_tokenizer(opening.spec, opening.options))
         return renderer.render(prompts), renderer.positions(positions)
 
 
@@ -174,7 +133,6 @@ class Plan:
             self.provenance,
             model=replace(self.provenance.model, backend=model.identity.backend),
         )
-        total = len(self.rendered)
         with CaptureWriter.create(
             path,
             provenance=found,
@@ -185,8 +143,8 @@ class Plan:
             force=force,
             resume=resume,
         ) as writer:
-            done = len(writer.done)
-            progress(stage, done, total)
+            count = counter(progress, stage, len(self.rendered))
+            count(len(writer.done))
             for batch in capture(
                 model,
                 self.rendered.ids,
@@ -197,8 +155,7 @@ class Plan:
                 batch_size=self.batch_size,
             ):
                 writer.write(batch.indices, batch.values)
-                done += len(batch.indices)
-                progress(stage, done, total)
+                count(len(batch.indices))
             writer.finish()
 
     # What `refusaldir.directions.reader.CaptureReader` asks for, all but the values, so that

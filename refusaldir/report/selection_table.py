@@ -8,6 +8,7 @@ from rich.console import Group, RenderableType
 from rich.panel import Panel
 from rich.text import Text
 
+from refusaldir.directions.candidates import Thresholds
 from refusaldir.report.direction_table import reading_report
 from refusaldir.report.layout import Bullet, add_numbers, estimate, heading, notes, table
 from refusaldir.report.text import number, percent, visible
@@ -15,7 +16,7 @@ from refusaldir.report.text import number, percent, visible
 Row = Mapping[str, Any]
 
 #: Largest mean KL in Arditi et al. (2024), in nats.
-PUBLISHED_KL = 0.1
+PUBLISHED_KL = Thresholds().kl
 
 
 def selection_report(document: Row, *, limit: int = 12) -> RenderableType:

@@ -10,40 +10,8 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
-from refusaldir.cli import main as cli
 
 import refusaldir
-
-
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def sentence(self) -> str:
-        return " ".join(self.err.split())
-
-
-@pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty directory, as `main()` would from the shell."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REFUSALDIR_STORE", raising=False)
-    monkeypatch.setenv("REFUSALDIR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def go(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["refusaldir", *map(str, words)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return Outcome(code, out, err)
-
-    return go
 
 
 @pytest.fixture

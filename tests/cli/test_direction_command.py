@@ -2,12 +2,12 @@
 
 import json
 import sys
+from functools import partial
 
 import gguf
 import numpy as np
 import pytest
 import torch
-from refusaldir.cli import main as cli
 from sklearn.metrics import roc_auc_score
 
 from refusaldir import pipeline
@@ -20,35 +20,10 @@ from refusaldir.store import Capture
 SITE = Site(hook="resid_pre", layer=2, position=-3)
 
 
-class Outcome:
-    def __init__(self, code: int, out: str, err: str) -> None:
-        self.code, self.out, self.err = code, out, err
-
-    @property
-    def text(self) -> str:
-        return " ".join((self.out + self.err).split())
-
-
 @pytest.fixture
-def run(monkeypatch, capsys, tmp_path):
-    """Run a command line in an empty directory, as `main()` would from the shell."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("REFUSALDIR_STORE", raising=False)
-    monkeypatch.setenv("REFUSALDIR_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-
-    def go(*words: object) -> Outcome:
-        monkeypatch.setattr(sys, "argv", ["refusaldir", "direction", *map(str, words)])
-        capsys.readouterr()
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        out, err = capsys.readouterr()
-        return Outcome(code, out, err)
-
-    return go
+def run(run):
+    """Run a command line under `refusaldir direction`."""
+    return partial(run, "direction")
 
 
 @pytest.fixture(scope="module")
@@ -258,7 +233,7 @@ def test_help_loads_neither_torch_nor_the_pipeline():
         "import sys, refusaldir.cli.main as m\n"
         "from typer.testing import CliRunner\n"
         "assert CliRunner().invoke(m.app, ['direction', 'read', '--help']).exit_code == 0\n"
-        "import refusaldir.report.direction_table\n"
+        "import refusaldir.report.direction_table, refusaldir.report.selection_table\n"
         "print({'torch', 'transformers', 'sklearn', 'refusaldir.pipeline'} & set(sys.modules))"
     )
     done = subprocess.run(
