@@ -41,6 +41,10 @@ class Site:
         return f"{self.hook}.{self.layer}@{self.position}"
 
 
+#: Label of the last token of the instruction; those before it are ``t_inst-1`` and so on.
+LAST_INSTRUCTION = "t_inst"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Positions:
     """Token positions captured, the same offsets from the end for every prompt.
@@ -60,6 +64,23 @@ class Positions:
             raise ValueError("positions need one label per offset and at least one offset")
         if any(o >= 0 for o in self.offsets) or list(self.offsets) != sorted(set(self.offsets)):
             raise ValueError(f"offsets must be negative, ascending and unique: {self.offsets}")
+
+    @property
+    def post(self) -> tuple[int, ...]:
+        """Offsets of the template's tokens after the instruction; all where there are none."""
+        after = tuple(
+            offset
+            for offset, label in zip(self.offsets, self.labels, strict=True)
+            if not label.startswith(LAST_INSTRUCTION)
+        )
+        return after or self.offsets
+
+    @property
+    def instruction(self) -> int | None:
+        """Offset of the last instruction token, where it was captured."""
+        if LAST_INSTRUCTION not in self.labels:
+            return None
+        return self.offsets[self.labels.index(LAST_INSTRUCTION)]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -131,7 +131,7 @@ class Clusters:
         return assigned
 
 
-def critical_value(level: float, df: int | None = None) -> float:
+def critical_value(level: float, df: float | None = None) -> float:
     """Two-sided critical value of the normal, or of Student's t on ``df`` degrees of freedom.
 
     Raises:
@@ -178,25 +178,62 @@ def jackknife(
         The estimate; without an interval (and with a note) when a leave-one-out value is not
         finite.
     """
-    method = "cluster jackknife"
     if not np.isfinite(value):
         return Estimate(value=None, n=clusters.n, level=level, note=note or "not estimable")
     if clusters.n < 2 or not np.all(np.isfinite(leave_one_out)):
+        error = float("nan")
+    else:
+        log = log and value > 0 and bool(np.all(leave_one_out > 0))
+        deviations = clusters.centre(np.log(leave_one_out) if log else leave_one_out)
+        error = float(np.sqrt(np.sum(deviations**2)))
+    return student_interval(
+        value,
+        error,
+        clusters.df,
+        n=clusters.n,
+        level=level,
+        log=log,
+        bounds=bounds,
+        note=note,
+        method="cluster jackknife",
+    )
+
+
+def student_interval(
+    value: float,
+    error: float,
+    df: float,
+    *,
+    n: int,
+    level: float = 0.95,
+    log: bool = False,
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    note: str = "",
+    method: str = "",
+) -> Estimate:
+    """Interval ``value ± t · error``, its ends kept within the range of the parameter.
+
+    Args:
+        value: The estimate; it is never moved, even where it lies outside the range.
+        error: Standard error, of the logarithm where ``log`` says so; NaN for no interval.
+        df: Degrees of freedom of the error.
+        n: Number of independent clusters.
+        level: Nominal coverage.
+        log: Whether the interval is made on the logarithm.
+        bounds: The range of the parameter.
+        note: Carried into the result.
+        method: How the error was made; what was done to the ends is added.
+    """
+    if not np.isfinite(error):
         reason = (
             "no interval: the figure depends on a single intent"
-            if clusters.n >= 2
+            if n >= 2
             else "no interval: one intent only"
         )
-        return Estimate(
-            value=float(value),
-            n=clusters.n,
-            level=level,
-            note="; ".join(filter(None, (note, reason))),
-        )
-    log = log and value > 0 and bool(np.all(leave_one_out > 0))
+        note = "; ".join(filter(None, (note, reason)))
+        return Estimate(value=float(value), n=n, level=level, note=note)
     centre = np.log(value) if log else value
-    deviations = clusters.centre(np.log(leave_one_out) if log else leave_one_out)
-    half = critical_value(level, clusters.df) * float(np.sqrt(np.sum(deviations**2)))
+    half = critical_value(level, df) * error
     lower, upper = centre - half, centre + half
     if half == 0:
         note = "; ".join(filter(None, (note, "no spread between intents: a single point")))
@@ -205,12 +242,13 @@ def jackknife(
         lower, upper = np.exp(lower), np.exp(upper)
     if lower < bounds[0] or upper > bounds[1]:
         method += ", ends limited to the possible range"
-        lower, upper = max(lower, min(bounds[0], value)), min(upper, max(bounds[1], value))
+        lower = min(max(lower, min(bounds[0], value)), bounds[1])
+        upper = max(min(upper, max(bounds[1], value)), bounds[0])
     return Estimate(
         value=float(value),
         lower=float(lower),
         upper=float(upper),
-        n=clusters.n,
+        n=n,
         level=level,
         method=method,
         note=note,

@@ -5,7 +5,7 @@ the direction there causes refusal: a site can separate well and be read by noth
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,10 @@ from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from refusaldir.directions.reader import (
-    MIN_INTENTS,
     CaptureReader,
     PromptLike,
     clusters_of,
+    enough_intents,
     read_layer,
 )
 from refusaldir.directions.separability import (
@@ -120,7 +120,7 @@ def choose_site(
     Args:
         base: Capture of the base model; the tuned model must never take part.
         hook: Hook point to search.
-        positions: Offsets to search; all captured ones by default.
+        positions: Offsets to search; by default those after the instruction.
         layers: Layers to search; by default those captured in the first `DEPTH` of the model, and
             the rest only where those carry no signal.
         folds: Largest number of folds.
@@ -133,14 +133,55 @@ def choose_site(
         DirectionError: When hook, layer or position was not captured, a class is too small, or
             no site carries any signal.
     """
-    chosen_positions = tuple(sorted(positions)) if positions else base.positions.offsets
+    groups = (tuple(sorted(positions)) if positions else base.positions.post,)
+    (choice,) = choose_sites(base, hook, groups, layers=layers, folds=folds, seed=seed)
+    if choice is None:
+        raise no_signal(hook, base.layers if layers is None else sorted(layers))
+    return choice
+
+
+def no_signal(hook: str, layers: Sequence[int]) -> DirectionError:
+    """The error for captures in which the two classes are the same everywhere."""
+    return DirectionError(
+        "no site carries any signal: harmful and harmless activations are the same",
+        where=f"{hook}, layers {layers[0]} to {layers[-1]}",
+        next_step="Capture more layers, or check the prompt set and its labels",
+    )
+
+
+def choose_sites(
+    base: CaptureReader,
+    hook: str,
+    groups: Sequence[tuple[int, ...]],
+    *,
+    layers: Sequence[int] | None = None,
+    folds: int = 10,
+    seed: int = 0,
+) -> tuple[SiteChoice | None, ...]:
+    """Choose the best site within each group of positions, reading the capture once.
+
+    Args:
+        base: As in `choose_site`.
+        hook: As in `choose_site`.
+        groups: Ascending offsets of each group.
+        layers: As in `choose_site`.
+        folds: As in `choose_site`.
+        seed: As in `choose_site`.
+
+    Returns:
+        The choice in each group; None where no site of a group carries any signal.
+
+    Raises:
+        DirectionError: When hook, layer or position was not captured, or a class is too small.
+    """
+    wanted = tuple(sorted(set().union(*groups)))
     limit = int(DEPTH * base.provenance.model.n_layers)
     early = tuple(layer for layer in base.layers if layer < limit) or tuple(base.layers)
     chosen_layers = early if layers is None else tuple(sorted(layers))
     for name, asked, there in (
         ("hook", (hook,), tuple(base.hooks)),
         ("layer", chosen_layers, tuple(base.layers)),
-        ("position", chosen_positions, base.positions.offsets),
+        ("position", wanted, base.positions.offsets),
     ):
         if not asked or not set(asked) <= set(there):
             raise DirectionError(f"a {name} was not captured", expected=there, got=asked)
@@ -148,7 +189,7 @@ def choose_site(
     prompts = list(base.prompts)
     clusters = clusters_of(prompts, labels)
     plan = _plan(prompts, labels, clusters, folds, seed)
-    columns = [base.positions.offsets.index(p) for p in chosen_positions]
+    columns = [base.positions.offsets.index(p) for p in wanted]
 
     shape = (len(chosen_layers), len(columns))
     d_prime, norm = np.zeros(shape), np.zeros(shape)
@@ -161,41 +202,45 @@ def choose_site(
             if cell is not None:
                 signal[row, column] = True
                 d_prime[row, column], auroc[row, column], norm[row, column] = cell
-    if not signal.any():
-        if layers is None and early != tuple(base.layers):
-            return choose_site(
-                base, hook, positions=positions, layers=base.layers, folds=folds, seed=seed
-            )
-        raise DirectionError(
-            "no site carries any signal: harmful and harmless activations are the same",
-            where=f"{hook}, layers {chosen_layers[0]} to {chosen_layers[-1]}",
-            next_step="Capture more layers, or check the prompt set and its labels",
+    choices: list[SiteChoice | None] = []
+    for group in groups:
+        here = [wanted.index(p) for p in group]
+        table = SiteChoice(
+            site=Site(hook=hook, layer=chosen_layers[0], position=group[0]),
+            layers=chosen_layers,
+            positions=Positions(
+                offsets=group, labels=tuple(base.positions.labels[columns[i]] for i in here)
+            ),
+            d_prime=d_prime[:, here],
+            auroc=auroc[:, here],
+            norm=norm[:, here],
+            signal=signal[:, here],
+            method=plan.method,
+            n_train=plan.n_train,
+            n_scored=len(plan.labels),
         )
-    order = sorted(
-        zip(*np.nonzero(signal), strict=True),
+        if table.signal.any():
+            choices.append(replace(table, site=_best(table, hook)))
+        elif layers is None and early != tuple(base.layers):
+            deep = choose_sites(base, hook, (group,), layers=base.layers, folds=folds, seed=seed)
+            choices.extend(deep)
+        else:
+            choices.append(None)
+    return tuple(choices)
+
+
+def _best(table: SiteChoice, hook: str) -> Site:
+    """The site with the largest d′, ties settled as `choose_site` says."""
+    row, column = min(
+        zip(*np.nonzero(table.signal), strict=True),
         key=lambda at: (
-            -float(f"{d_prime[at]:.9g}"),
-            -float(f"{auroc[at]:.9g}"),
-            -float(f"{norm[at]:.9g}"),
+            -float(f"{table.d_prime[at]:.9g}"),
+            -float(f"{table.auroc[at]:.9g}"),
+            -float(f"{table.norm[at]:.9g}"),
             at,
         ),
     )
-    best_row, best_column = (int(i) for i in order[0])
-    kept = Positions(
-        offsets=chosen_positions, labels=tuple(base.positions.labels[i] for i in columns)
-    )
-    return SiteChoice(
-        site=Site(hook=hook, layer=chosen_layers[best_row], position=chosen_positions[best_column]),
-        layers=chosen_layers,
-        positions=kept,
-        d_prime=d_prime,
-        auroc=auroc,
-        norm=norm,
-        signal=signal,
-        method=plan.method,
-        n_train=plan.n_train,
-        n_scored=len(plan.labels),
-    )
+    return Site(hook=hook, layer=table.layers[row], position=table.positions.offsets[column])
 
 
 class _Plan:
@@ -247,13 +292,9 @@ def _plan(
     """Train → validation when both splits hold enough intents of both classes, else folds."""
     split = np.array([p.split or "" for p in prompts])
     train, validation = split == "train", split == "validation"
-    intents = [
-        len(np.unique(clusters.codes[here & (labels == label)]))
-        for here in (train, validation)
-        for label in (HARMLESS, HARMFUL)
-    ]
+    enough = all(enough_intents(prompts, labels, here) for here in (train, validation))
     shared = set(clusters.codes[train]) & set(clusters.codes[validation])
-    if min(intents) >= MIN_INTENTS and not shared:
+    if enough and not shared:
         held = Clusters.of(clusters.codes[validation].tolist(), labels[validation])
         return _Plan(
             "direction from the train split, scored on the validation split",

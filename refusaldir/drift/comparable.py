@@ -1,16 +1,24 @@
-"""Refusal to compare captures that differ in something other than the weights."""
+"""Two captures side by side: the same prompts in the same order, and nothing else that differs."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
+from jaxtyping import Float, Int
 
-from refusaldir.directions.reader import CaptureReader
+from refusaldir.directions.reader import CaptureReader, PromptLike
 from refusaldir.errors import CaptureMismatchError
-from refusaldir.records import Provenance
+from refusaldir.records import HARMFUL, HARMLESS, Positions, Provenance
+
+#: Fewest prompts of a class that both captures must hold.
+MIN_SHARED = 8
+
+#: Smallest share of either capture's prompts that both must hold.
+MIN_SHARE = 0.5
 
 _NEXT = {
-    "prompts": "Extract both models with the same prompt set",
+    "prompts": "Extract both models with the same prompt set (at least half of the prompts, and 8 "
+    "of each class, must be in both captures)",
     "tokenizer": "A different tokenizer gives other tokens: extract both models with one tokenizer",
     "chat template": "Extract the tuned model with the base model's chat template",
     "system prompt": "Extract both models with the same --system",
@@ -27,16 +35,65 @@ _NEXT = {
 }
 
 
+class Rows:
+    """Some prompts of a capture, in an order of choice; reads like the capture itself.
+
+    Args:
+        capture: The capture.
+        rows: Index of each prompt kept.
+    """
+
+    def __init__(self, capture: CaptureReader, rows: Int[np.ndarray, " kept"]) -> None:
+        """Take the rows of prompts and labels; activations are read when asked for."""
+        self._capture, self._rows = capture, rows
+        prompts = list(capture.prompts)
+        self.prompts: Sequence[PromptLike] = tuple(prompts[i] for i in rows)
+        self.labels: Int[np.ndarray, " prompt"] = np.asarray(capture.labels)[rows]
+
+    @property
+    def provenance(self) -> Provenance:
+        """Of the whole capture."""
+        return self._capture.provenance
+
+    @property
+    def hooks(self) -> Sequence[str]:
+        """Hook points captured."""
+        return self._capture.hooks
+
+    @property
+    def layers(self) -> Sequence[int]:
+        """Block indices captured, ascending."""
+        return self._capture.layers
+
+    @property
+    def positions(self) -> Positions:
+        """Token positions captured."""
+        return self._capture.positions
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " prompt"] | None:
+        """Tokens of each rendered prompt; None where the capture does not say."""
+        found = getattr(self._capture, "lengths", None)
+        return None if found is None else np.asarray(found)[self._rows]
+
+    def read(self, hook: str, *, layer: int) -> Float[np.ndarray, "prompt pos d_model"]:
+        """Activations of one layer, float32."""
+        x = self._capture.read(hook, layer=layer)
+        return x if np.array_equal(self._rows, np.arange(len(x))) else x[self._rows]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Alignment:
-    """How the tuned capture's prompts map onto the base capture's.
+class Comparable:
+    """Two captures that differ in nothing but the weights, prompt by prompt.
 
     Attributes:
-        order: Row of the tuned capture for each row of the base capture.
+        base: The prompts of base that both captures hold.
+        tuned: The same prompts of tuned, in the order of base.
         notes: What was tolerated, in words; empty when the captures match exactly.
     """
 
-    order: NDArray[np.int64]
+    base: Rows
+    tuned: Rows
     notes: tuple[str, ...] = ()
 
 
@@ -46,12 +103,12 @@ def require_comparable(
     hook: str,
     *,
     allow_dtype_mismatch: bool = False,
-) -> Alignment:
-    """Check that two captures differ in nothing but the model's weights.
+) -> Comparable:
+    """Check that two captures differ in nothing but the model's weights, and align them.
 
-    Prompts must be the same; another order is put right by id. Tokenizer, template, system
-    prompt, thinking switch, rendered token ids, hook, layers, positions and the size of the
-    model must be equal.
+    Prompts are matched by id; those that only one capture holds are left out, with a note.
+    Tokenizer, template, system prompt, thinking switch, token ids or counts, hook, layers,
+    positions and the size of the model must be equal.
 
     Args:
         base: Capture of the base model.
@@ -60,7 +117,8 @@ def require_comparable(
         allow_dtype_mismatch: Accept another dtype or quantization, with a note.
 
     Raises:
-        CaptureMismatchError: Naming everything that differs, with both values.
+        CaptureMismatchError: Naming everything that differs, with both values; or too few
+            prompts in common.
     """
     b, t = base.provenance, tuned.provenance
     differs: dict[str, tuple[object, object]] = {}
@@ -77,14 +135,12 @@ def require_comparable(
     equal("system prompt", b.template.system, t.template.system)
     equal("thinking", b.template.thinking, t.template.thinking)
     equal("post-instruction tokens", b.template.post_tokens, t.template.post_tokens)
-    order = _align(base, tuned, differs)
-    reordered = order is not None and bool(np.any(order != np.arange(len(order))))
-    if order is not None:
-        if not reordered:
+    pair = _align(base, tuned, differs, notes)
+    if pair is not None and b.rendered_hash != t.rendered_hash:
+        if notes:  # the hash covers choice and order too; token counts are left to compare
+            _same_lengths(*pair, differs)
+        else:
             equal("rendered prompts", b.rendered_hash, t.rendered_hash)
-        else:  # the hash covers the order too; token counts are what is left to compare
-            _same_lengths(base, tuned, order, differs)
-            notes.append("the tuned capture holds the prompts in another order; aligned by id")
     equal("positions", base.positions.offsets, tuned.positions.offsets)
     equal("layers", tuple(base.layers), tuple(tuned.layers))
     if hook not in base.hooks or hook not in tuned.hooks:
@@ -100,9 +156,9 @@ def require_comparable(
             notes.append(f"{name} differs: {left} in base, {right} in tuned; part of any drift")
         else:
             equal(name, left, right)
-    if differs or order is None:
+    if differs or pair is None:
         raise _mismatch(b, t, differs)
-    return Alignment(order=order, notes=tuple(notes))
+    return Comparable(base=pair[0], tuned=pair[1], notes=tuple(notes))
 
 
 def _mismatch(
@@ -120,27 +176,22 @@ def _mismatch(
 
 
 def _align(
-    base: CaptureReader, tuned: CaptureReader, differs: dict[str, tuple[object, object]]
-) -> NDArray[np.int64] | None:
-    """Row of tuned for each row of base, or None with the difference noted."""
+    base: CaptureReader,
+    tuned: CaptureReader,
+    differs: dict[str, tuple[object, object]],
+    notes: list[str],
+) -> tuple[Rows, Rows] | None:
+    """The prompts that both hold, in the order of base; or None with the difference noted."""
     left, right = list(base.prompts), list(tuned.prompts)
     where = {prompt.id: i for i, prompt in enumerate(right)}
-    ids = {prompt.id for prompt in left}
-    missing = [p.id for p in left if p.id not in where]
-    extra = [p.id for p in right if p.id not in ids]
-    if missing or extra or len(left) != len(right):
-        differs["prompts"] = (
-            f"{len(left)} ({len(missing)} of them only there{_example(missing)})",
-            f"{len(right)} ({len(extra)} of them only there{_example(extra)})",
-        )
-        return None
-    order = np.array([where[p.id] for p in left], dtype=np.int64)
+    rows = np.array([i for i, prompt in enumerate(left) if prompt.id in where], dtype=np.int64)
+    order = np.array([where[left[i].id] for i in rows], dtype=np.int64)
     changed = [
-        p.id
-        for i, p in enumerate(left)
-        if p.turns != right[order[i]].turns
-        or p.intent_id != right[order[i]].intent_id
-        or base.labels[i] != tuned.labels[order[i]]
+        left[i].id
+        for i, j in zip(rows, order, strict=True)
+        if left[i].turns != right[j].turns
+        or left[i].intent_id != right[j].intent_id
+        or base.labels[i] != tuned.labels[j]
     ]
     if changed:
         differs["prompts"] = (
@@ -149,22 +200,33 @@ def _align(
             f"label or intent{_example(changed)})",
         )
         return None
-    return order
+    ids = {prompt.id for prompt in left}
+    missing = [p.id for p in left if p.id not in where]
+    extra = [p.id for p in right if p.id not in ids]
+    if missing or extra:
+        shared = np.asarray(base.labels)[rows]
+        per_class = min(int(np.sum(shared == label)) for label in (HARMFUL, HARMLESS))
+        if per_class < MIN_SHARED or len(rows) < MIN_SHARE * max(len(left), len(right)):
+            differs["prompts"] = (
+                f"{len(left)} ({len(missing)} of them only there{_example(missing)})",
+                f"{len(right)} ({len(extra)} of them only there{_example(extra)})",
+            )
+            return None
+        notes.append(
+            f"{len(rows)} prompts are in both captures and were compared; {len(missing)} only in "
+            f"base and {len(extra)} only in tuned were left out"
+        )
+    if np.any(np.diff(order) < 0):
+        notes.append("the tuned capture holds the prompts in another order; aligned by id")
+    return Rows(base, rows), Rows(tuned, order)
 
 
 def _example(ids: list[str]) -> str:
     return f", e.g. {ids[0]}" if ids else ""
 
 
-def _same_lengths(
-    base: CaptureReader,
-    tuned: CaptureReader,
-    order: NDArray[np.int64],
-    differs: dict[str, tuple[object, object]],
-) -> None:
-    left, right = (getattr(c, "lengths", None) for c in (base, tuned))
-    if left is not None and right is not None:
-        a, b = np.asarray(left), np.asarray(right)[order]
-        if not np.array_equal(a, b):
-            n = int(np.sum(a != b))
-            differs["rendered prompts"] = (f"{len(a)} token counts", f"{n} other token counts")
+def _same_lengths(base: Rows, tuned: Rows, differs: dict[str, tuple[object, object]]) -> None:
+    left, right = base.lengths, tuned.lengths
+    if left is not None and right is not None and not np.array_equal(left, right):
+        n = int(np.sum(left != right))
+        differs["rendered prompts"] = (f"{len(left)} token counts", f"{n} other token counts")

@@ -4,17 +4,23 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
-from refusaldir.directions.reader import CaptureReader, clusters_of, read_layer
-from refusaldir.directions.site import choose_site, fold_count
-from refusaldir.drift.comparable import require_comparable
+from refusaldir.directions.reader import CaptureReader, clusters_of, read_layer, read_site
+from refusaldir.directions.site import SiteChoice, choose_sites, fold_count, no_signal
+from refusaldir.drift.comparable import Comparable, require_comparable
 from refusaldir.drift.contrasts import Contrasts, Design, rotation, shrinkage
+from refusaldir.drift.harmfulness import HarmfulnessDrift, harmfulness_drift
 from refusaldir.drift.layer import layer_drift
-from refusaldir.drift.result import DriftResult, LayerDrift, SiteRotation
-from refusaldir.drift.verdict import RANKING_RULE, findings, question_level, rank_layers, sentences
+from refusaldir.drift.ranking import RANKING_RULE, rank_layers
+from refusaldir.drift.result import MARGINS, DriftResult, LayerDrift, Margins, SiteRotation
+from refusaldir.drift.second_order import Deviations
+from refusaldir.drift.verdict import findings, question_level, sentences
 from refusaldir.records import HARMFUL, Site
 
 __all__ = ["DriftResult", "compare"]
+
+FloatArray = NDArray[np.float64]
 
 _METHODS = {
     "rotation": "cosine of the mean-difference directions, corrected for noise shared within "
@@ -44,6 +50,7 @@ def compare(
     seed: int = 0,
     n_boot: int = 2000,
     folds: int = 10,
+    margins: Margins = MARGINS,
     allow_dtype_mismatch: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> DriftResult:
@@ -68,6 +75,7 @@ def compare(
         seed: Seed of folds and bands.
         n_boot: Draws of the multiplier bootstrap behind the bands.
         folds: Largest number of folds of the held-out figures.
+        margins: Changes smaller than these count as small.
         allow_dtype_mismatch: Compare captures of another dtype or quantization, with a note.
         progress: Called with (layers done, layers in all).
 
@@ -79,46 +87,50 @@ def compare(
         DirectionError: When a class has too few intents, or no site of base has any signal.
         CaptureError: When activations are not finite.
     """
-    alignment = require_comparable(base, tuned, hook, allow_dtype_mismatch=allow_dtype_mismatch)
-    labels = np.asarray(base.labels)
-    clusters = clusters_of(base.prompts, labels)
-    wanted = None if position is None else (position,)
-    choice = choose_site(base, hook, positions=wanted, folds=folds, seed=seed)
+    pair = require_comparable(base, tuned, hook, allow_dtype_mismatch=allow_dtype_mismatch)
+    labels = pair.base.labels
+    clusters = clusters_of(pair.base.prompts, labels)
+    choice, instruction = _sites(pair.base, hook, position, folds=folds, seed=seed)
     if site is not None:
         choice = replace(choice, site=site)
     fold = clusters.folds(fold_count(labels, clusters, folds), seed)
     design = Design(labels, clusters, fold)
-    offsets = base.positions.offsets
 
     rows: list[LayerDrift] = []
     grid: list[SiteRotation] = []
-    left = []
-    at_site: LayerDrift | None = None
+    deviations: list[Deviations | None] = []
     for done, layer in enumerate(base.layers):
-        b = read_layer(base, hook, layer)
-        t = read_layer(tuned, hook, layer)[alignment.order]
-        for index, offset in enumerate(offsets):
+        b = read_layer(pair.base, hook, layer)
+        t = read_layer(pair.tuned, hook, layer)
+        for index, offset in enumerate(base.positions.offsets):
             here = Site(hook=hook, layer=layer, position=offset)
             x, y = b[:, index].astype(np.float64), t[:, index].astype(np.float64)
-            if offset != choice.site.position:
-                contrasts = Contrasts.of(design, x, y)
-                cos, _ = rotation(contrasts, clusters, level=level)
-                shrunk = shrinkage(contrasts, clusters, level=level)
-            else:
+            if offset == choice.site.position:
                 row, values = layer_drift(here, design, x, y, level=level)
                 rows.append(row)
-                left.append(values)
+                deviations.append(values)
                 cos, shrunk = row.rotation, row.shrinkage
-                if here == choice.site:
-                    at_site, _ = layer_drift(here, design, x, y, level=question_level(level))
+            else:
+                contrasts = Contrasts.of(design, x, y)
+                cos, _ = rotation(contrasts, level=level)
+                shrunk = shrinkage(contrasts, level=level)
             grid.append(SiteRotation(site=here, rotation=cos, shrinkage=shrunk))
         if progress is not None:
             progress(done + 1, len(base.layers))
 
-    assert at_site is not None  # the site is one of the sites captured
-    answers = findings(at_site)
-    ranking = rank_layers(rows, left, clusters, level=level, seed=seed, n_boot=n_boot)
-    notes = list(alignment.notes)
+    x, y = (read_site(side, choice.site).astype(np.float64) for side in (pair.base, pair.tuned))
+    at_site, _ = layer_drift(choice.site, design, x, y, level=question_level(level))
+    row, own = next(
+        (row, values)
+        for row, values in zip(rows, deviations, strict=True)
+        if row.site == choice.site
+    )
+    answers = findings(at_site, margins)
+    ranking = rank_layers(rows, deviations, level=level, seed=seed, n_boot=n_boot)
+    apart = None
+    if instruction is not None:
+        apart = _harmfulness(pair, design, instruction, row, own, (x, y), level)
+    notes = list(pair.notes)
     if base.provenance.model.weights_hash == tuned.provenance.model.weights_hash:
         notes.append("base and tuned have the same weights hash: this compares a model to itself")
     elif all(row.identical for row in rows):
@@ -134,6 +146,9 @@ def compare(
         ranking_rule=RANKING_RULE,
         findings=answers,
         verdict=sentences(at_site, answers, ranking, level),
+        margins=margins,
+        harmfulness=apart,
+        deviations=own,
         notes=tuple(notes),
         n_prompts=len(labels),
         n_harmful=int(np.sum(labels == HARMFUL)),
@@ -144,4 +159,40 @@ def compare(
         base=base.provenance,
         tuned=tuned.provenance,
         methods=_METHODS,
+    )
+
+
+def _sites(
+    base: CaptureReader, hook: str, position: int | None, *, folds: int, seed: int
+) -> tuple[SiteChoice, Site | None]:
+    """The site to follow, and where harmfulness is compared with it, chosen on base."""
+    wanted = base.positions.post if position is None else (position,)
+    there = base.positions.instruction
+    groups = [wanted] if there is None or there in wanted else [wanted, (there,)]
+    choice, *rest = choose_sites(base, hook, groups, folds=folds, seed=seed)
+    if choice is None:
+        raise no_signal(hook, base.layers)
+    return choice, rest[0].site if rest and rest[0] is not None else None
+
+
+def _harmfulness(
+    pair: Comparable,
+    design: Design,
+    site: Site,
+    refusal: LayerDrift,
+    deviations: Deviations | None,
+    activations: tuple[FloatArray, FloatArray],
+    level: float,
+) -> HarmfulnessDrift:
+    """Drift at the last instruction token, beside that at the refusal site."""
+    sides = (pair.base, pair.tuned)
+    x, y = (read_site(side, site).astype(np.float64) for side in sides)
+    row, own = layer_drift(site, design, x, y, level=level)
+    beside = replace(refusal.site, position=site.position)
+    cosines = [
+        rotation(Contrasts.of(design, read_site(side, beside).astype(np.float64), z), level=level)
+        for side, z in zip(sides, activations, strict=True)
+    ]
+    return harmfulness_drift(
+        row, refusal, (own, deviations), (cosines[0][0], cosines[1][0]), level=level
     )

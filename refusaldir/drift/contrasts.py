@@ -7,6 +7,7 @@ form (`refusaldir.geometry.mean_products`).
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from refusaldir.directions.site import has_signal
+from refusaldir.drift.second_order import Deviations, centred_kernel
 from refusaldir.geometry import Inner, MeanProducts, angle_degrees, mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
 from refusaldir.statistics import Clusters, jackknife
@@ -24,6 +26,9 @@ FloatArray = NDArray[np.float64]
 R_BASE = np.array([-1.0, 1.0, 0.0, 0.0])
 R_TUNED = np.array([0.0, 0.0, -1.0, 1.0])
 SHIFT = {HARMLESS: np.array([-1.0, 0.0, 1.0, 0.0]), HARMFUL: np.array([0.0, -1.0, 0.0, 1.0])}
+
+#: A direction carries a ratio when its squared norm is this many standard errors above 0.
+_CLEAR = 2.0
 
 
 class Design:
@@ -59,6 +64,7 @@ class Design:
 class Contrasts:
     """Inner products at one site that rotation, shrinkage and translation are made of."""
 
+    design: Design
     signal: tuple[bool, bool]
     """Whether base and tuned activations differ between the classes at all."""
     identical: bool
@@ -92,6 +98,7 @@ class Contrasts:
         sums -= design.counts[..., None] * origin
         products = mean_products(sums, design.counts)
         return cls(
+            design=design,
             signal=signal,
             identical=bool(np.array_equal(base, tuned)),
             sums=sums,
@@ -100,6 +107,42 @@ class Contrasts:
             base=products.inner(R_BASE, R_BASE),
             tuned=products.inner(R_TUNED, R_TUNED),
             cross=products.inner(R_BASE, R_TUNED),
+        )
+
+    @cached_property
+    def _grams(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+        """Products of the intents' noise in ``r``: base by base, base by tuned, tuned by tuned.
+
+        Intent c enters r with ``s̃_c1/√N₁ − s̃_c0/√N₀``: its sums about the class means, N the
+        number of ordered pairs of prompts of a class that belong to two intents. Single
+        precision will do, since only variances are made of these.
+        """
+        counts = self.design.counts
+        size = counts.sum(axis=1)
+        pairs = np.sqrt(np.maximum(size**2 - (counts**2).sum(axis=1), 1.0))
+        centred = self.sums - counts[..., None] * (self.sums.sum(axis=1) / size[:, None])[:, None]
+        centred /= pairs[:, None, None]
+        n = counts.shape[1]
+        parts = np.concatenate(
+            [centred[HARMFUL] - centred[HARMLESS], centred[2 + HARMFUL] - centred[2 + HARMLESS]]
+        ).astype(np.float32)
+        gram = parts @ parts.T
+        cross = gram[:n, n:]
+        return gram[:n, :n], (cross + cross.T) / 2, gram[n:, n:]
+
+    def deviations(
+        self, *, base: float = 0.0, cross: float = 0.0, tuned: float = 0.0
+    ) -> Deviations:
+        """Deviations of ``base ‖rᵇ‖²* + cross ⟨rᵇ,rᵗ⟩* + tuned ‖rᵗ‖²*``."""
+        clusters = self.design.clusters
+        weights = (base, cross, tuned)
+        inner = (self.base, self.cross, self.tuned)
+        left = sum(w * i.corrected_left for w, i in zip(weights, inner, strict=True) if w)
+        gram = sum(w * g for w, g in zip(weights, self._grams, strict=True) if w)
+        return Deviations(
+            first=clusters.centre(np.asarray(left, dtype=np.float64)),
+            second=centred_kernel(np.asarray(gram), clusters),
+            clusters=clusters,
         )
 
     @property
@@ -140,53 +183,58 @@ def root(x: FloatArray) -> FloatArray:
     return np.sqrt(np.where(x > 0, x, np.nan))
 
 
-def _norm_note(contrasts: Contrasts, clusters: Clusters) -> str:
-    """What is wrong with the norms: not positive (not estimable) or barely so (doubtful)."""
-    for name, inner in (("base", contrasts.base), ("tuned", contrasts.tuned)):
-        if inner.corrected <= 0:
+def _within_noise(contrasts: Contrasts) -> str:
+    """Why the norms do not carry a ratio; empty when both stand out of their noise."""
+    for name, inner, weights in (
+        ("base", contrasts.base, {"base": 1.0}),
+        ("tuned", contrasts.tuned, {"tuned": 1.0}),
+    ):
+        if not inner.corrected > 0:
             return (
                 f"not estimable: the {name} direction's squared norm, corrected for noise, is "
                 f"{inner.corrected:.3g}, not above 0"
             )
-    for name, inner in (("base", contrasts.base), ("tuned", contrasts.tuned)):
-        error = float(np.sqrt(np.sum(clusters.centre(inner.corrected_left) ** 2)))
-        if inner.corrected < 2 * error:
-            return f"doubtful: the {name} direction is hardly longer than its noise"
+        error = math.sqrt(contrasts.deviations(**weights).variance)
+        if inner.corrected < _CLEAR * error:
+            return (
+                f"not estimable: the {name} direction's squared norm, corrected for noise, is "
+                f"{inner.corrected:.3g}, less than {_CLEAR:g} standard errors above 0"
+            )
     return ""
 
 
-def rotation(
-    contrasts: Contrasts, clusters: Clusters, *, level: float = 0.95
-) -> tuple[Estimate, FloatArray | None]:
-    """Corrected cosine ``⟨rᵇ,rᵗ⟩*/√(‖rᵇ‖²*‖rᵗ‖²*)``, and its leave-one-intent-out values.
+def rotation(contrasts: Contrasts, *, level: float = 0.95) -> tuple[Estimate, Deviations | None]:
+    """Corrected cosine ``⟨rᵇ,rᵗ⟩*/√(‖rᵇ‖²*‖rᵗ‖²*)``, and what its variance is made of.
 
-    It may exceed 1 by sampling noise; it is not clipped. Near 1 its first-order variance
-    vanishes and the jackknife interval is wider than it need be, never too narrow.
+    It may exceed 1 by sampling noise; it is not clipped. With ``λ = ‖rᵗ‖*/‖rᵇ‖*`` its error is,
+    to second order, that of the U-statistic ``⟨rᵇ,rᵗ⟩* − cos·½(λ‖rᵇ‖²* + ‖rᵗ‖²*/λ)`` over
+    ``‖rᵇ‖*‖rᵗ‖*``: an error of λ itself moves nothing to first order.
 
     Returns:
-        The estimate (None with a note when not estimable) and ``[cluster]`` values, or None.
+        The estimate (None with a note when not estimable) and its deviations, or None.
     """
+    clusters = contrasts.design.clusters
     if contrasts.reason:
         return missing(clusters, level, contrasts.reason), None
     if contrasts.identical:
-        return _same(clusters, level), np.ones(clusters.n)
-    note = _norm_note(contrasts, clusters)
-    if note.startswith("not estimable"):
+        nothing = Deviations(
+            first=np.zeros(clusters.n), second=np.zeros((clusters.n,) * 2), clusters=clusters
+        )
+        return _same(clusters, level), nothing
+    if note := _within_noise(contrasts):
         return missing(clusters, level, note), None
-    value = contrasts.cross.corrected / math.sqrt(
-        contrasts.base.corrected * contrasts.tuned.corrected
-    )
-    left = contrasts.cross.corrected_left / (
-        root(contrasts.base.corrected_left) * root(contrasts.tuned.corrected_left)
-    )
-    if value > 1:
-        note = "; ".join(filter(None, [note, "above 1 by noise: no rotation is visible"]))
-    bounds = (-1.0, 1.0)
-    return jackknife(value, left, clusters, level=level, bounds=bounds, note=note), left
+    b, t = contrasts.base.corrected, contrasts.tuned.corrected
+    scale = math.sqrt(b * t)
+    value = contrasts.cross.corrected / scale
+    cos = float(np.clip(value, -1.0, 1.0))
+    deviations = contrasts.deviations(cross=1 / scale, base=-cos / (2 * b), tuned=-cos / (2 * t))
+    note = "above 1 by noise: no rotation is visible" if value > 1 else ""
+    return deviations.interval(value, level=level, bounds=(-1.0, 1.0), note=note), deviations
 
 
-def raw_rotation(contrasts: Contrasts, clusters: Clusters, *, level: float = 0.95) -> Estimate:
+def raw_rotation(contrasts: Contrasts, *, level: float = 0.95) -> Estimate:
     """Cosine of the two sample directions: biased, and so is what its interval covers."""
+    clusters = contrasts.design.clusters
     if contrasts.reason:
         return missing(clusters, level, contrasts.reason)
     if contrasts.identical:
@@ -200,31 +248,30 @@ def raw_rotation(contrasts: Contrasts, clusters: Clusters, *, level: float = 0.9
     )  # fmt: skip
 
 
-def shrinkage(contrasts: Contrasts, clusters: Clusters, *, level: float = 0.95) -> Estimate:
+def shrinkage(contrasts: Contrasts, *, level: float = 0.95) -> Estimate:
     """``‖rᵗ‖*/‖rᵇ‖*``, interval on its logarithm; None with a note when not estimable."""
+    clusters = contrasts.design.clusters
     if contrasts.reason:
         return missing(clusters, level, contrasts.reason)
     if contrasts.identical:
         return _same(clusters, level)
-    note = _norm_note(contrasts, clusters)
-    if note.startswith("not estimable"):
+    if note := _within_noise(contrasts):
         return missing(clusters, level, note)
-    value = math.sqrt(contrasts.tuned.corrected / contrasts.base.corrected)
-    left = root(contrasts.tuned.corrected_left) / root(contrasts.base.corrected_left)
-    return jackknife(value, left, clusters, level=level, log=True, note=note)
+    b, t = contrasts.base.corrected, contrasts.tuned.corrected
+    deviations = contrasts.deviations(base=-1 / (2 * b), tuned=1 / (2 * t))
+    return deviations.interval(math.sqrt(t / b), level=level, log=True)
 
 
-def direction_norm(
-    inner: Inner, contrasts: Contrasts, clusters: Clusters, *, level: float = 0.95
-) -> Estimate:
-    """Norm of a direction, corrected for noise; ``inner`` is its product with itself."""
+def direction_norm(contrasts: Contrasts, side: str, *, level: float = 0.95) -> Estimate:
+    """Norm of the direction of ``"base"`` or ``"tuned"``, corrected for noise."""
+    clusters = contrasts.design.clusters
     if contrasts.reason:
         return missing(clusters, level, contrasts.reason)
-    if inner.corrected <= 0:
+    square = (contrasts.base if side == "base" else contrasts.tuned).corrected
+    if not square > 0:
         return missing(clusters, level, "not estimable: not above 0 once corrected for noise")
-    return jackknife(
-        math.sqrt(inner.corrected), root(inner.corrected_left), clusters, level=level, log=True
-    )
+    deviations = contrasts.deviations(**{side: 1 / (2 * square)})
+    return deviations.interval(math.sqrt(square), level=level, log=True)
 
 
 def angle(cos: Estimate) -> Estimate:

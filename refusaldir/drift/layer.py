@@ -30,6 +30,7 @@ from refusaldir.drift.contrasts import (
 )
 from refusaldir.drift.disturbance import linear_cka, relative_change
 from refusaldir.drift.result import ByClass, Change, Crossed, LayerDrift, TopDimension
+from refusaldir.drift.second_order import Deviations
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
 from refusaldir.statistics import jackknife
@@ -177,7 +178,7 @@ def layer_drift(
     tuned: Float[np.ndarray, "prompt d_model"],
     *,
     level: float = 0.95,
-) -> tuple[LayerDrift, FloatArray | None]:
+) -> tuple[LayerDrift, Deviations | None]:
     """All drift figures at one site.
 
     Args:
@@ -188,23 +189,23 @@ def layer_drift(
         level: Nominal coverage of each interval.
 
     Returns:
-        The figures, and the leave-one-intent-out values of the corrected cosine (None when it
-        is not estimable) for bands over layers.
+        The figures, and the deviations of the corrected cosine (None when it is not estimable)
+        for bands over layers.
     """
     clusters = design.clusters
     contrasts = Contrasts.of(design, base, tuned)
-    cos, left = rotation(contrasts, clusters, level=level)
+    cos, deviations = rotation(contrasts, level=level)
     areas, primes, area_change, prime_change = _separability(design, contrasts, base, tuned, level)
     return LayerDrift(
         site=site,
         signal=all(contrasts.signal),
         identical=contrasts.identical,
         rotation=cos,
-        rotation_raw=raw_rotation(contrasts, clusters, level=level),
+        rotation_raw=raw_rotation(contrasts, level=level),
         angle=angle(cos),
-        shrinkage=shrinkage(contrasts, clusters, level=level),
-        norm_base=direction_norm(contrasts.base, contrasts, clusters, level=level),
-        norm_tuned=direction_norm(contrasts.tuned, contrasts, clusters, level=level),
+        shrinkage=shrinkage(contrasts, level=level),
+        norm_base=direction_norm(contrasts, "base", level=level),
+        norm_tuned=direction_norm(contrasts, "tuned", level=level),
         translation=translation(design, contrasts, base, level=level),
         auroc=areas,
         d_prime=primes,
@@ -214,4 +215,4 @@ def layer_drift(
         top_tuned=_top(contrasts, design, 1, level),
         relative_change=relative_change(base, tuned, clusters, level=level),
         cka=linear_cka(base, tuned, clusters, level=level),
-    ), left
+    ), deviations

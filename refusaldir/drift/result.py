@@ -2,10 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusaldir.directions.site import SiteChoice
 from refusaldir.records import Estimate, Provenance, Site
+
+if TYPE_CHECKING:
+    from refusaldir.drift.harmfulness import HarmfulnessDrift
+    from refusaldir.drift.second_order import Deviations
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +139,27 @@ class RankedLayer:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Margins:
+    """Changes up to these are small: the margins of equivalence.
+
+    Attributes:
+        rotation: Angle, degrees.
+        norm: Change of the norm ratio from 1, either way.
+        translation: Shift of a class mean, base SDs.
+        separability: Change of d′.
+    """
+
+    rotation: float = 10.0
+    norm: float = 0.1
+    translation: float = 0.25
+    separability: float = 0.5
+
+
+#: The margins used where none are given.
+MARGINS = Margins()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Finding:
     """One question asked at the chosen site, and its answer.
 
@@ -142,6 +167,7 @@ class Finding:
         kind: ``rotation``, ``norm``, ``translation_harmful``, ``translation_harmless``,
             ``separability`` or ``separability_base_direction``.
         detected: Whether the interval leaves out "no change"; None when it cannot be told.
+        small: Whether the whole interval lies within the margin; None when it cannot be told.
         sentence: The answer in words.
         estimate: The figure, with an interval at the level that makes all questions hold
             together.
@@ -149,6 +175,7 @@ class Finding:
 
     kind: str
     detected: bool | None
+    small: bool | None
     sentence: str
     estimate: Estimate
 
@@ -176,6 +203,11 @@ class DriftResult:
         base: Provenance of the base capture.
         tuned: Provenance of the tuned capture.
         methods: What each figure of a layer is, in words.
+        margins: Changes that count as small.
+        harmfulness: The last instruction token beside the refusal site; None where it was not
+            captured or carries no signal.
+        deviations: What the variance of the corrected cosine at the site is made of, for bands
+            over several comparisons; None when it is not estimable. Not part of the document.
     """
 
     hook: str
@@ -196,6 +228,9 @@ class DriftResult:
     base: Provenance
     tuned: Provenance
     methods: Mapping[str, str] = field(default_factory=dict)
+    margins: Margins = MARGINS
+    harmfulness: "HarmfulnessDrift | None" = None
+    deviations: "Deviations | None" = None
 
     @property
     def at_site(self) -> LayerDrift:
@@ -215,6 +250,8 @@ class DriftResult:
             "verdict": list(self.verdict),
             "notes": list(self.notes),
             "methods": dict(self.methods),
+            "margins": asdict(self.margins),
+            "harmfulness": None if self.harmfulness is None else self.harmfulness.to_dict(),
             "n_prompts": self.n_prompts,
             "n_harmful": self.n_harmful,
             "n_harmless": self.n_harmless,

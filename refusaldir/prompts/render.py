@@ -17,7 +17,13 @@ from refusaldir.errors import PromptError, TemplateError
 from refusaldir.prompts.identity import tokenizer_hash
 from refusaldir.prompts.schema import Prompt, PromptSet
 from refusaldir.prompts.template import ChatTemplate
-from refusaldir.records import Positions, TemplateIdentity, common_prefix_length, content_hash
+from refusaldir.records import (
+    LAST_INSTRUCTION,
+    Positions,
+    TemplateIdentity,
+    common_prefix_length,
+    content_hash,
+)
 
 
 @dataclass(frozen=True)
@@ -192,17 +198,19 @@ class ChatRenderer:
         Args:
             choice: Comma-separated: ``post`` (all tokens after the instruction), ``inst``
                 (``t_inst``, the last token of the instruction), negative offsets such as
-                ``-1,-2``.
+                ``-1,-2``. Where the template puts nothing after the instruction, ``post`` adds
+                nothing to the others.
 
         Raises:
-            TemplateError: A word that is none of these, or ``post`` with a template that puts
-                nothing after the instruction.
+            TemplateError: A word that is none of these, or ``post`` alone with a template that
+                puts nothing after the instruction.
         """
         after = len(self.post_ids)
         offsets: set[int] = set()
-        for word in (part.strip() for part in choice.split(",")):
+        words = [part.strip() for part in choice.split(",")]
+        for word in words:
             if word == "post":
-                if not after:
+                if not after and set(words) == {"post"}:
                     raise TemplateError(
                         "This template puts nothing after the instruction",
                         expected="inst or offsets such as -1,-2",
@@ -226,7 +234,7 @@ class ChatRenderer:
         behind = offset + len(self.post_ids)  # -1 is the last token of the instruction.
         if behind >= 0:
             return self.identity.post_tokens[behind]
-        return "t_inst" if behind == -1 else f"t_inst{behind + 1}"
+        return LAST_INSTRUCTION if behind == -1 else f"{LAST_INSTRUCTION}{behind + 1}"
 
     def _texts(self, prompts: PromptSet) -> list[str]:
         chats = [[turn.to_dict() for turn in prompt.turns] for prompt in prompts]

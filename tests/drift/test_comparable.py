@@ -20,9 +20,14 @@ def with_template(capture, **changes):
 
 def test_equal_captures_pass_in_order(plant):
     base, tuned = plant()
-    alignment = require_comparable(base, tuned, "resid_pre")
-    np.testing.assert_array_equal(alignment.order, np.arange(80))
-    assert alignment.notes == ()
+    pair = require_comparable(base, tuned, "resid_pre")
+    for rows, capture in ((pair.base, base), (pair.tuned, tuned)):
+        np.testing.assert_array_equal(
+            rows.read("resid_pre", layer=1), capture.read("resid_pre", layer=1)
+        )
+        assert [p.id for p in rows.prompts] == list(capture.ids)
+        np.testing.assert_array_equal(rows.labels, capture.labels)
+    assert pair.notes == ()
 
 
 @pytest.mark.parametrize(
@@ -93,18 +98,38 @@ class TestPrompts:
         base, tuned = plant()
         order = np.random.default_rng(0).permutation(80)
         shuffled = tuned.reordered(order)
-        alignment = require_comparable(base, shuffled, "resid_pre")
-        values = shuffled.values["resid_pre"][alignment.order]
-        np.testing.assert_array_equal(values, tuned.values["resid_pre"])
-        assert "aligned by id" in alignment.notes[0]
+        pair = require_comparable(base, shuffled, "resid_pre")
+        assert [p.id for p in pair.tuned.prompts] == list(base.ids)
+        for layer in tuned.layers:
+            np.testing.assert_array_equal(
+                pair.tuned.read("resid_pre", layer=layer), tuned.read("resid_pre", layer=layer)
+            )
+        assert "aligned by id" in pair.notes[0]
 
-    def test_other_prompts_are_counted_and_named(self, plant):
+    def test_prompts_of_one_capture_alone_are_left_out_and_counted(self, plant):
         base, tuned = plant()
-        fewer = replace(tuned, prompts=tuned.prompts[:-2])
+        fewer = tuned.reordered(np.arange(79, 3, -1))  # without the first four, backwards
+        fewer = replace(fewer, prompts=fewer.prompts)
+        pair = require_comparable(base, fewer, "resid_pre")
+        assert [p.id for p in pair.base.prompts] == list(base.ids[4:])
+        assert [p.id for p in pair.tuned.prompts] == list(base.ids[4:])
+        np.testing.assert_array_equal(pair.tuned.labels, base.labels[4:])
+        np.testing.assert_array_equal(
+            pair.tuned.read("resid_pre", layer=1), tuned.read("resid_pre", layer=1)[4:]
+        )
+        assert "76 prompts are in both" in pair.notes[0] and "4 only in base" in pair.notes[0]
+        assert "another order" in pair.notes[1]
+
+    @pytest.mark.parametrize("kept", [15, 38])
+    def test_too_few_prompts_in_common_are_refused_with_counts(self, plant, kept):
+        """Fewer than 8 of a class, or less than half of a capture."""
+        base, tuned = plant()
+        fewer = tuned.reordered(np.arange(kept))
         with pytest.raises(
-            CaptureMismatchError, match=r"2 of them only there, e\.g\. p039-harmful"
-        ):
+            CaptureMismatchError, match=rf"{80 - kept} of them only there, e\.g\. p0"
+        ) as caught:
             require_comparable(base, fewer, "resid_pre")
+        assert "half of the prompts" in caught.value.next_step
 
     def test_the_same_id_with_another_text(self, plant):
         base, tuned = plant()

@@ -19,7 +19,8 @@ from refusaldir.drift.result import (
     SiteRotation,
     TopDimension,
 )
-from refusaldir.drift.verdict import RANKING_RULE, findings, sentences
+from refusaldir.drift.ranking import RANKING_RULE
+from refusaldir.drift.verdict import findings, sentences
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
 from refusaldir.probes.compare import compare_behaviour
 from refusaldir.probes.refusal_tokens import RefusalTokens

@@ -19,7 +19,7 @@ def flat(verdict):
 
 def test_strong_drift_and_lost_refusals(drift, behaviour):
     verdict = words(drift(), behaviour())
-    assert verdict["headline"].startswith("Drift at resid_pre.18@-1: rotated, changed in norm")
+    assert verdict["headline"].startswith("Drift at resid_pre.18@-1: rotated, shrunk")
     assert "Refusals of harmful prompts fell from" in verdict["headline"]
     assert "rotated by" in verdict["drift"][0]
     assert verdict["layers"][0].startswith("Rotation is first detectable at layer")
