@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import extract as extract
     from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
+    from refusaldir.pipeline.planning import Planned as Planned
+    from refusaldir.pipeline.planning import plan as plan
     from refusaldir.prompts.load import load_prompts as load_prompts
     from refusaldir.store import Capture as Capture
 
@@ -34,6 +36,7 @@ _HOMES = {
     "Diff": "refusaldir.pipeline",
     "Extracted": "refusaldir.pipeline",
     "LoadOptions": "refusaldir.models.options",
+    "Planned": "refusaldir.pipeline.planning",
     "RefusaldirError": "refusaldir.errors",
     "Selected": "refusaldir.pipeline",
     "diff": "refusaldir.pipeline",
@@ -41,6 +44,7 @@ _HOMES = {
     "import_direction": "refusaldir.directions.reference",
     "load_direction": "refusaldir.directions.exchange",
     "load_prompts": "refusaldir.prompts.load",
+    "plan": "refusaldir.pipeline.planning",
     "read_direction": "refusaldir.pipeline",
     "select": "refusaldir.pipeline",
 }
@@ -53,6 +57,7 @@ __all__ = [
     "Diff",
     "Extracted",
     "LoadOptions",
+    "Planned",
     "RefusaldirError",
     "Selected",
     "diff",
@@ -60,6 +65,7 @@ __all__ = [
     "import_direction",
     "load_direction",
     "load_prompts",
+    "plan",
     "read_direction",
     "select",
 ]
