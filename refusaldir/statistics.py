@@ -189,7 +189,7 @@ def jackknife(
     return student_interval(
         value,
         error,
-        clusters.df,
+        float(clusters.df),
         n=clusters.n,
         level=level,
         log=log,

@@ -25,13 +25,11 @@ import numpy as np
 from scipy import optimize, stats
 
 from refusaldir.directions.reader import MIN_INTENTS
+from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
 from refusaldir.drift.noise import Noise
 from refusaldir.drift.shift_noise import ShiftNoise
 from refusaldir.errors import DirectionError
 from refusaldir.statistics import critical_value
-
-#: Less than this is no drift but what two runs on one model may differ by, as in the verdict.
-FLOOR_COSINE, FLOOR_NORM, FLOOR_SD = 1e-5, 1e-3, 0.01
 
 #: How often intervals of norms and cosines count the second-order variance (see `Deviations`),
 #: and those of translations, which are the plain jackknife's.

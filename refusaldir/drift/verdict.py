@@ -7,6 +7,7 @@ together at the level asked for. "Not detected" comes with the size that would h
 import math
 from collections.abc import Callable, Sequence
 
+from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
 from refusaldir.drift.ranking import lower_end
 from refusaldir.drift.result import MARGINS, Finding, LayerDrift, Margins, RankedLayer
 from refusaldir.geometry import angle_degrees
@@ -14,11 +15,6 @@ from refusaldir.records import Estimate
 
 #: Number of questions asked at the chosen site.
 QUESTIONS = 6
-
-# Effects below these are what two runs on one model may differ by (batching, hardware): not drift.
-_FLOOR_COSINE = 1e-5  # 0.26 degrees
-_FLOOR_NORM = 1e-3
-_FLOOR_SD = 0.01
 
 
 def question_level(level: float) -> float:
@@ -106,7 +102,7 @@ def _rotation(row: LayerDrift, margins: Margins) -> Finding:
         "rotation",
         e,
         1.0,
-        _FLOOR_COSINE,
+        FLOOR_COSINE,
         (math.cos(math.radians(margins.rotation)), math.inf),
         bound=f"the margin of {margins.rotation:g}°",
         detected=(
@@ -132,7 +128,7 @@ def _norm(row: LayerDrift, margins: Margins) -> Finding:
         "norm",
         e,
         1.0,
-        _FLOOR_NORM,
+        FLOOR_NORM,
         (1 - margins.norm, 1 + margins.norm),
         bound=f"the margin of {_percent(margins.norm)}",
         detected=f"The direction {'shrank' if value < 1 else 'grew'} to {size}.",
@@ -152,7 +148,7 @@ def _translation(label: str, e: Estimate, margins: Margins) -> Finding:
         kind,
         e,
         0.0,
-        _FLOOR_SD,
+        FLOOR_SD,
         (-margins.translation, margins.translation),
         bound=f"the margin of {margins.translation:g} base SDs",
         detected=(
@@ -214,7 +210,7 @@ def _separation(
         kind,
         e,
         0.0,
-        _FLOOR_SD,
+        FLOOR_SD,
         (-margins.separability, margins.separability),
         bound=f"the margin of {margins.separability:g} in d′",
         detected=f"Harmful and harmless prompts are {degree} separable {along} ({figures}).",
@@ -279,7 +275,7 @@ def _kind(answer: Finding) -> str:
 
 def _depth(ranking: Sequence[RankedLayer], level: float) -> tuple[str, ...]:
     by_depth = sorted(ranking, key=lambda entry: entry.layer)
-    seen = [entry for entry in by_depth if lower_end(entry.drift) > _FLOOR_COSINE]
+    seen = [entry for entry in by_depth if lower_end(entry.drift) > FLOOR_COSINE]
     if not seen:
         return (
             f"At no layer does the direction's rotation stand out ({_percent(level)} band over "
@@ -290,7 +286,7 @@ def _depth(ranking: Sequence[RankedLayer], level: float) -> tuple[str, ...]:
     grown = [
         entry
         for entry in by_depth
-        if entry.increment is not None and lower_end(entry.increment) > _FLOOR_COSINE
+        if entry.increment is not None and lower_end(entry.increment) > FLOOR_COSINE
     ]
     if grown:
         most = max(grown, key=lambda entry: entry.increment.value or 0.0)  # type: ignore[union-attr]

@@ -53,10 +53,11 @@ def test_harmfulness_turned_and_refusal_not():
 def test_the_same_turn_of_both_shows_no_difference():
     """Negative control: nominal 95 %."""
     shown = [
-        "is not shown" not in compare(*pair(0, 0, seed=seed, intents=40)).harmfulness.sentence
-        for seed in range(30)
+        "is not shown"
+        not in compare(*pair(0, 0, seed=seed, intents=40), draws=20).harmfulness.sentence
+        for seed in range(15)
     ]
-    assert sum(shown) <= 4
+    assert sum(shown) <= 3
 
 
 def test_cosine_between_the_two_directions_in_each_model():

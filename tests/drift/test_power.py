@@ -11,7 +11,8 @@ from refusaldir.drift.contrasts import Contrasts, Design, rotation, shrinkage
 from refusaldir.drift.detectable import minimum_detectable
 from refusaldir.drift.layer import translation
 from refusaldir.drift.noise import Noise, assume_noise, measure_noise
-from refusaldir.drift.power import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD, Power, fewest
+from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
+from refusaldir.drift.power import Power, fewest
 from refusaldir.drift.shift_noise import ShiftNoise, Spread
 from refusaldir.errors import DirectionError, RefusaldirError
 from refusaldir.records import HARMFUL, HARMLESS
@@ -223,11 +224,6 @@ class TestPower:
         assert calm.least_rotation(512) == pytest.approx(
             np.degrees(np.arccos(1 - FLOOR_COSINE)), rel=0.05
         )
-
-    def test_floors_are_those_of_the_verdict(self):
-        assert FLOOR_COSINE == verdict._FLOOR_COSINE
-        assert FLOOR_NORM == verdict._FLOOR_NORM
-        assert FLOOR_SD == verdict._FLOOR_SD
 
     def test_fewest(self):
         assert fewest(lambda n: float(n >= 37), 0.8, 4) == 37
