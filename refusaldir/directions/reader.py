@@ -27,6 +27,10 @@ class PromptLike(Protocol):
         """Id of the intent; twins and framings of one intent share it."""
 
     @property
+    def category(self) -> str:
+        """Hazard category."""
+
+    @property
     def turns(self) -> Sequence[object]:
         """The conversation, compared for equality between captures."""
 

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from refusaldir.directions.reader import CaptureReader, clusters_of, read_layer, read_site
 from refusaldir.directions.site import SiteChoice, choose_sites, fold_count, no_signal
 from refusaldir.drift.comparable import Comparable, require_comparable
+from refusaldir.drift.context import ContextWalk
 from refusaldir.drift.contrasts import Contrasts, Design, rotation, shrinkage
 from refusaldir.drift.harmfulness import HarmfulnessDrift, harmfulness_drift
 from refusaldir.drift.layer import layer_drift
@@ -35,6 +36,9 @@ _METHODS = {
     "cka": "unbiased linear CKA over all prompts",
 }
 
+#: Spacing of bfloat16: what another precision may do to activations, as a share of their norm.
+_COARSE = 2.0**-8
+
 #: With fewer intents than this, intervals are approximate and the result says so.
 _FEW_INTENTS = 16
 
@@ -48,7 +52,7 @@ def compare(
     site: Site | None = None,
     level: float = 0.95,
     seed: int = 0,
-    n_boot: int = 2000,
+    draws: int = 2000,
     folds: int = 10,
     margins: Margins = MARGINS,
     allow_dtype_mismatch: bool = False,
@@ -73,7 +77,7 @@ def compare(
         level: Nominal coverage of single intervals, of the bands over layers, and of the
             findings together.
         seed: Seed of folds and bands.
-        n_boot: Draws of the multiplier bootstrap behind the bands.
+        draws: Draws of each null, and of the multiplier bootstrap behind the bands.
         folds: Largest number of folds of the held-out figures.
         margins: Changes smaller than these count as small.
         allow_dtype_mismatch: Compare captures of another dtype or quantization, with a note.
@@ -96,6 +100,16 @@ def compare(
     fold = clusters.folds(fold_count(labels, clusters, folds), seed)
     design = Design(labels, clusters, fold)
 
+    walk = ContextWalk(
+        design,
+        categories=[prompt.category for prompt in pair.base.prompts],
+        lengths=pair.base.lengths,
+        rounding=_rounding(base, tuned),
+        level=level,
+        question_level=question_level(level),
+        draws=draws,
+        seed=seed,
+    )
     rows: list[LayerDrift] = []
     grid: list[SiteRotation] = []
     deviations: list[Deviations | None] = []
@@ -109,6 +123,7 @@ def compare(
                 row, values = layer_drift(here, design, x, y, level=level)
                 rows.append(row)
                 deviations.append(values)
+                walk.add(row, x, y)
                 cos, shrunk = row.rotation, row.shrinkage
             else:
                 contrasts = Contrasts.of(design, x, y)
@@ -126,7 +141,7 @@ def compare(
         if row.site == choice.site
     )
     answers = findings(at_site, margins)
-    ranking = rank_layers(rows, deviations, level=level, seed=seed, n_boot=n_boot)
+    ranking = rank_layers(rows, deviations, level=level, seed=seed, draws=draws)
     apart = None
     if instruction is not None:
         apart = _harmfulness(pair, design, instruction, row, own, (x, y), level)
@@ -148,6 +163,7 @@ def compare(
         verdict=sentences(at_site, answers, ranking, level),
         margins=margins,
         harmfulness=apart,
+        context=walk.result(choice.site, x, y),
         deviations=own,
         notes=tuple(notes),
         n_prompts=len(labels),
@@ -160,6 +176,12 @@ def compare(
         tuned=tuned.provenance,
         methods=_METHODS,
     )
+
+
+def _rounding(base: CaptureReader, tuned: CaptureReader) -> float:
+    """Share of the activations' norm by which two precisions of one model may differ."""
+    kinds = [(c.provenance.model.dtype, c.provenance.model.quantization) for c in (base, tuned)]
+    return 0.0 if kinds[0] == kinds[1] else _COARSE
 
 
 def _sites(

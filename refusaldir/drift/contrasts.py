@@ -21,6 +21,7 @@ from refusaldir.records import HARMFUL, HARMLESS, Estimate
 from refusaldir.statistics import Clusters, jackknife
 
 FloatArray = NDArray[np.float64]
+SingleArray = NDArray[np.float32]
 
 # Arms of the products: base harmless, base harmful, tuned harmless, tuned harmful.
 R_BASE = np.array([-1.0, 1.0, 0.0, 0.0])
@@ -110,7 +111,7 @@ class Contrasts:
         )
 
     @cached_property
-    def _grams(self) -> tuple[FloatArray, FloatArray, FloatArray]:
+    def _grams(self) -> tuple[SingleArray, SingleArray, SingleArray]:
         """Products of the intents' noise in ``r``: base by base, base by tuned, tuned by tuned.
 
         Intent c enters r with ``s̃_c1/√N₁ − s̃_c0/√N₀``: its sums about the class means, N the
@@ -126,9 +127,9 @@ class Contrasts:
         parts = np.concatenate(
             [centred[HARMFUL] - centred[HARMLESS], centred[2 + HARMFUL] - centred[2 + HARMLESS]]
         ).astype(np.float32)
-        gram = parts @ parts.T
-        cross = gram[:n, n:]
-        return gram[:n, :n], (cross + cross.T) / 2, gram[n:, n:]
+        gram: SingleArray = parts @ parts.T
+        cross: SingleArray = (gram[:n, n:] + gram[n:, :n]) / np.float32(2)
+        return gram[:n, :n], cross, gram[n:, n:]
 
     def deviations(
         self, *, base: float = 0.0, cross: float = 0.0, tuned: float = 0.0

@@ -45,7 +45,7 @@ _CROSSED = (
 )
 
 
-def _within_sd(design: Design, contrasts: Contrasts, base: FloatArray) -> tuple[float, FloatArray]:
+def within_sd(design: Design, contrasts: Contrasts, base: FloatArray) -> tuple[float, FloatArray]:
     """Pooled within-class SD of base along its direction, each intent projected on others' r̂.
 
     Returns the SD and its leave-one-intent-out values (the projections held fixed).
@@ -83,7 +83,7 @@ def translation(
     if reason:
         absent = missing(clusters, level, reason)
         return ByClass(harmful=absent, harmless=absent)
-    sd, sd_left = _within_sd(design, contrasts, base)
+    sd, sd_left = within_sd(design, contrasts, base)
     if sd == 0:
         absent = missing(clusters, level, "not estimable: base has no spread along its direction")
         return ByClass(harmful=absent, harmless=absent)

@@ -20,7 +20,7 @@ def rank_layers(
     *,
     level: float = 0.95,
     seed: int = 0,
-    n_boot: int = 2000,
+    draws: int = 2000,
 ) -> tuple[RankedLayer, ...]:
     """Rank layers by where the direction drifted; see `RANKING_RULE`.
 
@@ -29,7 +29,7 @@ def rank_layers(
         deviations: Of each layer's corrected cosine, or None.
         level: Simultaneous coverage over layers.
         seed: Seed of the multiplier bootstrap.
-        n_boot: Number of draws.
+        draws: Number of draws.
 
     Returns:
         The layers whose cosine has an interval, most drifted first.
@@ -43,14 +43,14 @@ def rank_layers(
         return ()
     layers, drift, own = (list(column) for column in zip(*usable, strict=True))
     over = f"over {len(own)} layers"
-    bands = simultaneous_bands(drift, own, over=over, level=level, seed=seed, n_boot=n_boot)
+    bands = simultaneous_bands(drift, own, over=over, level=level, seed=seed, draws=draws)
     steps = simultaneous_bands(
         [b - a for a, b in pairwise(drift)],
         [b - a for a, b in pairwise(own)],
         over=f"over {len(own) - 1} steps",
         level=level,
         seed=seed,
-        n_boot=n_boot,
+        draws=draws,
     )
     increments: list[Estimate | None] = [None, *steps]
     order = sorted(range(len(layers)), key=lambda i: (-lower_end(bands[i]), layers[i]))

@@ -8,6 +8,7 @@ from refusaldir.directions.site import SiteChoice
 from refusaldir.records import Estimate, Provenance, Site
 
 if TYPE_CHECKING:
+    from refusaldir.drift.context import Context
     from refusaldir.drift.harmfulness import HarmfulnessDrift
     from refusaldir.drift.second_order import Deviations
 
@@ -206,6 +207,7 @@ class DriftResult:
         margins: Changes that count as small.
         harmfulness: The last instruction token beside the refusal site; None where it was not
             captured or carries no signal.
+        context: What the figures are to be held against.
         deviations: What the variance of the corrected cosine at the site is made of, for bands
             over several comparisons; None when it is not estimable. Not part of the document.
     """
@@ -230,6 +232,7 @@ class DriftResult:
     methods: Mapping[str, str] = field(default_factory=dict)
     margins: Margins = MARGINS
     harmfulness: "HarmfulnessDrift | None" = None
+    context: "Context | None" = None
     deviations: "Deviations | None" = None
 
     @property
@@ -251,6 +254,7 @@ class DriftResult:
             "notes": list(self.notes),
             "methods": dict(self.methods),
             "margins": asdict(self.margins),
+            "context": None if self.context is None else self.context.to_dict(),
             "harmfulness": None if self.harmfulness is None else self.harmfulness.to_dict(),
             "n_prompts": self.n_prompts,
             "n_harmful": self.n_harmful,

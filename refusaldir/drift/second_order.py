@@ -188,7 +188,7 @@ def simultaneous_bands(
     over: str,
     level: float = 0.95,
     seed: int = 0,
-    n_boot: int = 2000,
+    draws: int = 2000,
 ) -> list[Estimate]:
     """Intervals that cover all values at once, by the max-statistic.
 
@@ -198,7 +198,7 @@ def simultaneous_bands(
         over: What the figures differ in, for `Estimate.method`, e.g. ``"over 30 layers"``.
         level: Nominal simultaneous coverage.
         seed: Seed of the multiplier bootstrap.
-        n_boot: Number of draws.
+        draws: Number of draws.
     """
     if not values:
         return []
@@ -208,7 +208,7 @@ def simultaneous_bands(
         level=level,
         df=clusters.df,
         seed=seed,
-        n_boot=n_boot,
+        n_boot=draws,
     ) / critical_value(level, clusters.df)
     halves = [
         critical * critical_value(level, d.df) * float(np.sqrt(d.variance)) for d in deviations

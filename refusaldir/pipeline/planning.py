@@ -13,9 +13,9 @@ from refusaldir.directions.reader import CaptureReader, clusters_of, read_site
 from refusaldir.directions.site import choose_site
 from refusaldir.drift.comparable import require_comparable
 from refusaldir.drift.contrasts import Contrasts, Design
-from refusaldir.drift.noise import Noise, assume_noise, measure_noise
-from refusaldir.drift.power import Power, fewest
-from refusaldir.drift.shift_noise import ShiftNoise, Spread
+from refusaldir.drift.power.noise import Noise, assume_noise, measure_noise
+from refusaldir.drift.power.power import Power, fewest
+from refusaldir.drift.power.shift_noise import ShiftNoise, Spread
 from refusaldir.drift.verdict import question_level
 from refusaldir.errors import RefusaldirError
 from refusaldir.probes.power import FLIPS, RefusalPower

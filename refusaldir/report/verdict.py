@@ -32,8 +32,8 @@ def verdict(drift: Row, behaviour: Row | None, causality: Row | None = None) -> 
         causality: The document's ``causality``, or None where it was not asked for.
 
     Returns:
-        ``headline`` (a sentence) and ``drift``, ``layers``, ``causality``, ``behaviour``,
-        ``certainty`` and ``limits`` (lists of sentences).
+        ``headline`` (a sentence) and ``drift``, ``layers``, ``context``, ``causality``,
+        ``behaviour``, ``certainty`` and ``limits`` (lists of sentences).
     """
     headline, *rest = drift["verdict"]
     answers = {finding["sentence"] for finding in drift["findings"]}
@@ -41,11 +41,21 @@ def verdict(drift: Row, behaviour: Row | None, causality: Row | None = None) -> 
         "headline": " ".join([headline, *_brief(behaviour)]),
         "drift": [sentence for sentence in rest if sentence in answers],
         "layers": [sentence for sentence in rest if sentence not in answers],
+        "context": _context(drift),
         "causality": [] if causality is None else list(causality["sentences"]),
         "behaviour": _behaviour(behaviour),
         "certainty": _certainty(drift, behaviour),
         "limits": _limits(behaviour, causality),
     }
+
+
+def _context(drift: Row) -> list[str]:
+    """What the figures are to be held against, and harmfulness beside refusal."""
+    apart, context = drift["harmfulness"], drift["context"]
+    return [
+        *([] if apart is None else [apart["sentence"]]),
+        *([] if context is None else context["sentences"]),
+    ]
 
 
 def _brief(behaviour: Row | None) -> list[str]:

@@ -16,7 +16,8 @@ participation ratio of about 24 of 256, like residual streams. For each cell the
 share not estimable, the bias of the corrected cosine, the coverage of its nominal 95 % interval,
 and its mean width over that of the plain delete-one-intent jackknife on the same draws; the
 same coverage for the norm ratio. Monte-Carlo error of a coverage of 95 % is 0.7 points at 1000
-repeats; a goal counts as missed beyond two such errors. Prints Markdown, and says which cells miss the goals.
+repeats; a goal counts as missed beyond two such errors. Prints Markdown, and says which cells
+miss the goals.
 """
 
 import argparse

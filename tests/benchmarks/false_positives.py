@@ -26,7 +26,7 @@ import numpy as np
 
 from refusaldir.directions.site import choose_site
 from refusaldir.drift.contrasts import Contrasts, Design, rotation
-from refusaldir.drift.drift_test import DriftTest, SignFlipTest
+from refusaldir.drift.nulls.drift_test import DriftTest, SignFlipTest
 from refusaldir.models.options import LoadOptions
 from refusaldir.pipeline import extract
 from refusaldir.records import Site

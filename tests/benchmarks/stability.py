@@ -92,9 +92,8 @@ def main():
         rho, w = agreement(values)
         rng = np.random.default_rng(args.seed)
         shuffled = agreement(np.array([rng.permutation(v) for v in values]))
-        print(
-            f"\nkinds found: {', '.join(f'{k} in {n} of {args.subsets}' for k, n in found.most_common())}"
-        )
+        times = [f"{kind} in {n} of {args.subsets}" for kind, n in found.most_common()]
+        print(f"\nkinds found: {', '.join(times)}")
         print(f"sites: {dict(sites)}")
         print(
             f"curves over {len(order)} layers: mean Spearman correlation {rho:.3f}, Kendall's W "

@@ -7,7 +7,7 @@ import pytest
 from scipy import stats
 
 from refusaldir.drift.contrasts import R_BASE, R_TUNED, Contrasts, Design
-from refusaldir.drift.drift_test import SignFlipTest
+from refusaldir.drift.nulls.drift_test import SignFlipTest
 from refusaldir.errors import RefusaldirError
 from refusaldir.geometry import mean_products
 from refusaldir.records import Site

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from refusaldir.drift.contrasts import R_BASE, R_TUNED, Contrasts, Design
-from refusaldir.drift.null_draws import exchanged_labels, halves
-from refusaldir.drift.nulls import Nulls
-from refusaldir.drift.rulers import METHODS, QUANTILES
+from refusaldir.drift.nulls.draws import exchanged_labels, halves
+from refusaldir.drift.nulls.nulls import Nulls
+from refusaldir.drift.nulls.rulers import METHODS, QUANTILES
 from refusaldir.errors import RefusaldirError
 from refusaldir.geometry import cosine
 from refusaldir.records import HARMFUL, HARMLESS, Site

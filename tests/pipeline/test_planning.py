@@ -8,7 +8,7 @@ import pytest
 
 from refusaldir.directions.reader import clusters_of
 from refusaldir.drift.contrasts import Contrasts, Design
-from refusaldir.drift.detectable import minimum_detectable
+from refusaldir.drift.power.detectable import minimum_detectable
 from refusaldir.drift.verdict import question_level
 from refusaldir.errors import CaptureMismatchError, DirectionError, RefusaldirError, StoreError
 from refusaldir.pipeline.planning import DEFAULT_NOISE, SIZES, plan

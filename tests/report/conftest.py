@@ -9,6 +9,7 @@ import pytest
 
 from refusaldir.directions.site import SiteChoice
 from refusaldir.drift.compare import compare
+from refusaldir.drift.ranking import RANKING_RULE
 from refusaldir.drift.result import (
     ByClass,
     Change,
@@ -19,7 +20,6 @@ from refusaldir.drift.result import (
     SiteRotation,
     TopDimension,
 )
-from refusaldir.drift.ranking import RANKING_RULE
 from refusaldir.drift.verdict import findings, sentences
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
 from refusaldir.probes.compare import compare_behaviour
@@ -324,7 +324,7 @@ def computed_drift(degrees=40.0, intents=20, layers=4, d=576, seed=0):
             values[:, layer] += ((y[:, None] - 0.5) * r)[:, None]
         values[:, 0] = axes[2]
         captures.append(MemoryCapture(provenance(name, layers), prompts, values))
-    return compare(*captures, n_boot=200)
+    return compare(*captures, draws=200)
 
 
 @pytest.fixture(scope="session")

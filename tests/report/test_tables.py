@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 from rich.cells import cell_len
 from rich.console import Console
 
-from refusaldir.drift import verdict as drift_verdict
 from refusaldir.prompts.schema import Prompt, PromptSet, Turn
 from refusaldir.records import ModelIdentity, Positions, Provenance, TemplateIdentity
 from refusaldir.report.layout import MAX_LAYERS, PROSE_WIDTH, estimate, select_layers
-from refusaldir.report.tables import FLOORS, capture_table, diff_report, drift_table
+from refusaldir.report.tables import capture_table, diff_report, drift_table
 from refusaldir.report.text import category_order, number, visible
 from refusaldir.store import CaptureWriter, summary
 
@@ -118,14 +117,6 @@ def test_stars_follow_the_interval_and_the_floor(mutable):
     assert ["*" in row_of(text, f"{layer} ") for layer in (19, 20, 21, 22, 23)] == [
         False, False, False, True, True,
     ]  # fmt: skip
-
-
-def test_the_floors_are_those_of_the_verdict():
-    assert FLOORS == {
-        "rotation": drift_verdict._FLOOR_COSINE,
-        "length": drift_verdict._FLOOR_NORM,
-        "shift": drift_verdict._FLOOR_SD,
-    }
 
 
 def test_behaviour_rows_come_in_order_with_their_marks(document):

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from refusaldir.drift.contrasts import Contrasts
-from refusaldir.drift.shift_noise import (
+from refusaldir.drift.power.shift_noise import (
     ShiftNoise,
     Spread,
     assume_shift_noise,

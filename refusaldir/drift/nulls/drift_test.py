@@ -38,7 +38,7 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from refusaldir.drift.contrasts import Design
-from refusaldir.drift.intent_products import IntentProducts
+from refusaldir.drift.nulls.intent_products import IntentProducts
 from refusaldir.errors import RefusaldirError
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Site

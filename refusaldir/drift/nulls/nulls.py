@@ -12,8 +12,8 @@
   it drifts as much as the refusal direction, the drift is general.
 
 A ruler says what a figure is to be held against. Only two carry a p-value: the length of the
-direction and the shift along it; whether there is drift at all is `refusaldir.drift.drift_test`.
-Over layers each draw takes its own extreme, so that looking at many layers costs what it should.
+direction and the shift along it; whether there is drift at all is `.drift_test`. Over layers each
+draw takes its own extreme, so that looking at many layers costs what it should.
 """
 
 import math
@@ -26,8 +26,15 @@ from numpy.typing import NDArray
 from refusaldir.directions.reader import MIN_INTENTS
 from refusaldir.directions.site import has_signal
 from refusaldir.drift.contrasts import R_BASE, R_TUNED, Contrasts, Design
-from refusaldir.drift.null_draws import DrawnDirections, cosines, exchanged_labels, halves
-from refusaldir.drift.rulers import METHODS, LayerNulls, LengthRuler, NullsResult, Ruler, rulers
+from refusaldir.drift.nulls.draws import DrawnDirections, cosines, exchanged_labels, halves
+from refusaldir.drift.nulls.rulers import (
+    METHODS,
+    LayerNulls,
+    LengthRuler,
+    NullsResult,
+    Ruler,
+    rulers,
+)
 from refusaldir.errors import RefusaldirError
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
 from refusaldir.statistics import jackknife

@@ -3,7 +3,7 @@
 A change is seen when its interval leaves out "no change". With `Noise` from a pilot, the chance of
 that follows from the figure's variance and from what the interval takes for it. For the rotation
 by an angle with cosine ρ, with P and Δ the covariances of the sum and of the difference of the
-two models' noise (see `refusaldir.drift.noise`)::
+two models' noise (see `refusaldir.drift.power.noise`)::
 
     first  = (1 − ρ²) (q + (1 − ρ) (2 tr Σ²/tr Σ − q))
     second = ((1 − ρ)² tr P² + (1 + ρ)² tr Δ²) / 8
@@ -26,8 +26,8 @@ from scipy import optimize, stats
 
 from refusaldir.directions.reader import MIN_INTENTS
 from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
-from refusaldir.drift.noise import Noise
-from refusaldir.drift.shift_noise import ShiftNoise
+from refusaldir.drift.power.noise import Noise
+from refusaldir.drift.power.shift_noise import ShiftNoise
 from refusaldir.errors import DirectionError
 from refusaldir.statistics import critical_value
 

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Float
 
 from refusaldir.drift.contrasts import Contrasts
-from refusaldir.drift.noise import measure_noise
-from refusaldir.drift.power import Power, least_translation
-from refusaldir.drift.shift_noise import measure_shift_noise
+from refusaldir.drift.power.noise import measure_noise
+from refusaldir.drift.power.power import Power, least_translation
+from refusaldir.drift.power.shift_noise import measure_shift_noise
 from refusaldir.errors import DirectionError
 from refusaldir.records import HARMFUL, HARMLESS
 from refusaldir.statistics import critical_value

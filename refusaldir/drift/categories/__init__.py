@@ -1,0 +1,1 @@
+"""Drift of the hazard categories and of the subspace they span."""

@@ -1,0 +1,1 @@
+"""What drift looks like where nothing happened: a test of no drift, and rulers."""

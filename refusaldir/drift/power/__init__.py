@@ -1,0 +1,1 @@
+"""What a comparison of some size can see."""

@@ -1,0 +1,1 @@
+"""Whether refusal was singled out, or everything moved."""
