@@ -146,6 +146,26 @@ class Contrasts:
             clusters=clusters,
         )
 
+    @cached_property
+    def within_noise(self) -> str:
+        """Why the norms do not carry a ratio; empty when both stand out of their noise."""
+        for name, inner, weights in (
+            ("base", self.base, {"base": 1.0}),
+            ("tuned", self.tuned, {"tuned": 1.0}),
+        ):
+            if not inner.corrected > 0:
+                return (
+                    f"not estimable: the {name} direction's squared norm, corrected for noise, is "
+                    f"{inner.corrected:.3g}, not above 0"
+                )
+            error = math.sqrt(self.deviations(**weights).variance)
+            if inner.corrected < _CLEAR * error:
+                return (
+                    f"not estimable: the {name} direction's squared norm, corrected for noise, is "
+                    f"{inner.corrected:.3g}, less than {_CLEAR:g} standard errors above 0"
+                )
+        return ""
+
     @property
     def reason(self) -> str:
         """Why the direction is not estimable at all; empty when it may be."""
@@ -184,26 +204,6 @@ def root(x: FloatArray) -> FloatArray:
     return np.sqrt(np.where(x > 0, x, np.nan))
 
 
-def _within_noise(contrasts: Contrasts) -> str:
-    """Why the norms do not carry a ratio; empty when both stand out of their noise."""
-    for name, inner, weights in (
-        ("base", contrasts.base, {"base": 1.0}),
-        ("tuned", contrasts.tuned, {"tuned": 1.0}),
-    ):
-        if not inner.corrected > 0:
-            return (
-                f"not estimable: the {name} direction's squared norm, corrected for noise, is "
-                f"{inner.corrected:.3g}, not above 0"
-            )
-        error = math.sqrt(contrasts.deviations(**weights).variance)
-        if inner.corrected < _CLEAR * error:
-            return (
-                f"not estimable: the {name} direction's squared norm, corrected for noise, is "
-                f"{inner.corrected:.3g}, less than {_CLEAR:g} standard errors above 0"
-            )
-    return ""
-
-
 def rotation(contrasts: Contrasts, *, level: float = 0.95) -> tuple[Estimate, Deviations | None]:
     """Corrected cosine ``⟨rᵇ,rᵗ⟩*/√(‖rᵇ‖²*‖rᵗ‖²*)``, and what its variance is made of.
 
@@ -222,7 +222,7 @@ def rotation(contrasts: Contrasts, *, level: float = 0.95) -> tuple[Estimate, De
             first=np.zeros(clusters.n), second=np.zeros((clusters.n,) * 2), clusters=clusters
         )
         return _same(clusters, level), nothing
-    if note := _within_noise(contrasts):
+    if note := contrasts.within_noise:
         return missing(clusters, level, note), None
     b, t = contrasts.base.corrected, contrasts.tuned.corrected
     scale = math.sqrt(b * t)
@@ -256,7 +256,7 @@ def shrinkage(contrasts: Contrasts, *, level: float = 0.95) -> Estimate:
         return missing(clusters, level, contrasts.reason)
     if contrasts.identical:
         return _same(clusters, level)
-    if note := _within_noise(contrasts):
+    if note := contrasts.within_noise:
         return missing(clusters, level, note)
     b, t = contrasts.base.corrected, contrasts.tuned.corrected
     deviations = contrasts.deviations(base=-1 / (2 * b), tuned=1 / (2 * t))

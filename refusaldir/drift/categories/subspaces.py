@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from numpy.typing import NDArray
 
 from refusaldir.directions.category_sample import CategorySample, category_sample
@@ -37,7 +37,7 @@ from refusaldir.statistics import Clusters, jackknife
 FloatArray = NDArray[np.float64]
 
 #: Draws of the null.
-DRAWS = 1000
+DRAWS = 500
 
 #: Random halvings of the intents.
 _HALVINGS = 5
@@ -304,12 +304,13 @@ def _corrected(pair: _Pair, k: int, level: float, seed: int) -> tuple[Estimate, 
     groups = min(_GROUPS, sample.clusters.n // 2)
     group = sample.dealt.folds(groups, seed)
     everyone = np.ones(len(sample.arms), dtype=np.bool_)
-    whole = _half_overlaps(pair, everyone, k, seed)
+    kept = [everyone, *(group != g for g in range(groups))]
+    whole, *without = _half_overlaps(pair, kept, k, seed)
     value = _ratio(whole)
     if not np.isfinite(value):
         note = "not estimable: the intents cannot be halved with every category in both halves"
         return Estimate(value=None, n=sample.clusters.n, level=level, note=note), None
-    left = np.array([_ratio(_half_overlaps(pair, group != g, k, seed)) for g in range(groups)])
+    left = np.array([_ratio(overlaps) for overlaps in without])
     clusters = Clusters.of(group.tolist())
     estimate = jackknife(value, left, clusters, level=level, bounds=(0.0, 1.0))
     return (
@@ -327,22 +328,31 @@ def _corrected(pair: _Pair, k: int, level: float, seed: int) -> tuple[Estimate, 
 
 
 def _half_overlaps(
-    pair: _Pair, here: NDArray[np.bool_], k: int, seed: int
-) -> Float[np.ndarray, " overlap"]:
-    """Overlaps across halves: base with tuned, base with base, tuned with tuned."""
-    parts = []
-    for halving in range(_HALVINGS):
-        half = pair.sample.dealt.folds(2, seed + halving)
-        weights = [pair.sample.weights(here & (half == h)) for h in (0, 1)]
-        if not all(np.all(np.isfinite(w)) for w in weights):
-            continue
-        b, t = ([(w @ x)[None] for w in weights] for x in pair.x)
-        across = [
-            float(np.mean(_cosines(p, q, k) ** 2))
-            for p, q in ((b[0], t[1]), (b[1], t[0]), (b[0], b[1]), (t[0], t[1]))
-        ]
-        parts.append([(across[0] + across[1]) / 2, across[2], across[3]])
-    return np.mean(parts, axis=0) if parts else np.full(3, np.nan)
+    pair: _Pair, kept: Sequence[Bool[np.ndarray, " prompt"]], k: int, seed: int
+) -> Float[np.ndarray, "part overlap"]:
+    """Overlaps across halves for each part of the prompts; NaN where none can be halved.
+
+    Base with tuned, base with base, tuned with tuned.
+    """
+    sample = pair.sample
+    halves = [sample.dealt.folds(2, seed + halving) for halving in range(_HALVINGS)]
+    weights = np.stack(
+        [[sample.weights(here & (half == h)) for h in (0, 1)] for here in kept for half in halves]
+    )
+    usable = np.all(np.isfinite(weights), axis=(1, 2, 3))
+    b, t = (np.where(usable[:, None, None, None], weights, 0.0) @ x for x in pair.x)
+    across = np.full((len(weights), 4), np.nan)
+    for column, (p, q) in enumerate(
+        ((b[:, 0], t[:, 1]), (b[:, 1], t[:, 0]), (b[:, 0], b[:, 1]), (t[:, 0], t[:, 1]))
+    ):
+        if usable.any():
+            across[usable, column] = np.mean(_cosines(p[usable], q[usable], k) ** 2, axis=1)
+    across = across.reshape(len(kept), len(halves), 4)
+    found = np.full((len(kept), 4), np.nan)
+    for part, rows in enumerate(across):
+        if np.any(there := np.isfinite(rows[:, 0])):
+            found[part] = rows[there].mean(axis=0)
+    return np.stack([found[:, :2].mean(axis=1), found[:, 2], found[:, 3]], axis=1)
 
 
 def _ratio(overlaps: FloatArray) -> float:
