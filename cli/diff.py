@@ -14,16 +14,25 @@ refusaldir diff smollm2-135m+aligned smollm2-135m+aligned+tuned
 refusaldir diff base.h5 tuned.h5 --json
 
 refusaldir diff ./base ./base+./my-lora --harmful bad.txt --harmless good.txt
+
+refusaldir diff ./base ./runs/tune   (a folder of checkpoints)
 """
 
 _BEHAVIOUR = "Behaviour"
 
-_Side = Annotated[str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)]
-
 
 def diff(
-    base: _Side,
-    tuned: _Side,
+    base: Annotated[
+        str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)
+    ],
+    tuned: Annotated[
+        list[str],
+        typer.Argument(
+            help="The same; several, or a folder with checkpoint-100, checkpoint-200, …, for a "
+            "series of checkpoints.",
+            show_default=False,
+        ),
+    ],
     prompts: options.Prompts = "contrast",
     harmful: options.Harmful = None,
     harmless: options.Harmless = None,
@@ -35,7 +44,7 @@ def diff(
     hook: Annotated[
         str, typer.Option(help="Hook point to compare.", rich_help_panel="Capture")
     ] = "resid_pre",
-    positions: options.PositionsChoice = "post",
+    positions: options.PositionsChoice = "inst,post",
     position: Annotated[
         int | None,
         typer.Option(
@@ -51,7 +60,12 @@ def diff(
     trust_remote_code: options.TrustRemoteCode = False,
     backend: options.Backend = "auto",
     allow_dtype_mismatch: Annotated[
-        bool, typer.Option("--allow-dtype-mismatch", help="Compare captures of unlike precision.")
+        bool,
+        typer.Option(
+            "--allow-dtype-mismatch",
+            help="Where dtype or quantization differ, capture base once more in tuned's and tell "
+            "apart what precision alone does.",
+        ),
     ] = False,
     select: Annotated[
         str,
@@ -90,16 +104,24 @@ def diff(
 
     Writes diff.json, the figures (PNG and SVG) and the responses, which stay
     on this machine. What was cut off earlier is continued.
+
+    With several checkpoints, each is compared with base in a folder of its
+    own, and trajectory.json and its figure follow the drift over all of them.
+    Finished checkpoints are kept.
     """
     from refusaldir import pipeline
+    from refusaldir.pipeline.stops import is_series
+    from refusaldir.pipeline.trajectory import diff_series
     from refusaldir.report.tables import diff_report
+    from refusaldir.report.trajectory_table import trajectory_report
 
     from .console import progress, put, stderr
 
+    series = is_series(tuned)
     with progress(quiet=json) as report:
-        result = pipeline.diff(
+        result = (diff_series if series else pipeline.diff)(
             base,
-            tuned,
+            tuned if series else tuned[0],
             **options.source(
                 prompts, harmful, harmless, column_map, limit, system, thinking, template
             ),
@@ -120,12 +142,13 @@ def diff(
             force=force,
             progress=report,
         )
-    put(result.document, diff_report, json=json)
+    put(result.document, trajectory_report if series else diff_report, json=json)
     if json:
         return
     note = stderr()
-    if result.behaviour is None and behaviour == "auto":
+    if not result.document["options"]["behaviour"] and behaviour == "auto":
         note.print("Behaviour was not measured: captures hold no model. Add --behaviour on.")
     for name, path in result.files.items():
-        note.print(f"{name}: {path}", soft_wrap=True)
-    note.print(f"Next: refusaldir show {result.folder / 'diff.json'}", soft_wrap=True)
+        note.print(f"{name}: {path}", soft_wrap=True, markup=False)
+    main = result.folder / ("trajectory.json" if series else "diff.json")
+    note.print(f"Next: refusaldir show {main}", soft_wrap=True, markup=False)

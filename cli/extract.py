@@ -31,7 +31,7 @@ def extract(
     template: options.Template = None,
     hook: options.Hook = ["resid_pre"],  # noqa: B006
     layers: options.Layers = None,
-    positions: options.PositionsChoice = "post",
+    positions: options.PositionsChoice = "inst,post",
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -98,5 +98,11 @@ def extract(
         stdout().print(selection_report(result.selected.document))
     note = stderr()
     if result.reused:
-        note.print(f"Kept: {result.path} holds this capture already (--force makes it anew).")
-    note.print(f"Next: refusaldir diff {result.path} OTHER_MODEL", soft_wrap=True)
+        note.print(
+            f"Kept: {result.path} holds this capture already (--force makes it anew).",
+            soft_wrap=True,
+            markup=False,
+        )
+    if not result.provenance.template.post_tokens and "post" in positions:
+        note.print("The template puts nothing after the instruction: post stands for no token.")
+    note.print(f"Next: refusaldir diff {result.path} OTHER_MODEL", soft_wrap=True, markup=False)

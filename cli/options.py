@@ -118,8 +118,8 @@ Layers = Annotated[
 PositionsChoice = Annotated[
     str,
     typer.Option(
-        help="post (template tokens after the instruction), inst (its last token), "
-        "offsets such as -1,-2, or several joined by commas.",
+        help="post (template tokens after the instruction), inst (its last token, where "
+        "harmfulness is encoded), offsets such as -1,-2, or several joined by commas.",
         rich_help_panel=_CAPTURE,
     ),
 ]
@@ -161,7 +161,8 @@ Depth = Annotated[
 At = Annotated[
     list[int] | None,
     typer.Option(
-        help="Search only this token offset, of those captured; repeat for more.",
+        help="Search only this token offset, of those captured; repeat for more. By default "
+        "those after the instruction.",
         rich_help_panel=_CRITERIA,
     ),
 ]

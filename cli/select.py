@@ -31,7 +31,7 @@ def select(
     system: options.System = "default",
     thinking: options.Thinking = None,
     template: options.Template = None,
-    positions: options.PositionsChoice = "post",
+    positions: options.PositionsChoice = "inst,post",
     batch_size: options.BatchSize = None,
     dtype: options.Dtype = "auto",
     device: options.Device = "auto",
@@ -111,7 +111,11 @@ def select(
         return
     note = stderr()
     if result.reused:
-        note.print(f"Kept: {result.folder} holds this selection already (--force makes it anew).")
+        note.print(
+            f"Kept: {result.folder} holds this selection already (--force makes it anew).",
+            soft_wrap=True,
+            markup=False,
+        )
     for name, path in result.files.items():
-        note.print(f"{name}: {path}", soft_wrap=True)
-    note.print(f"Next: refusaldir diff {model} TUNED_MODEL", soft_wrap=True)
+        note.print(f"{name}: {path}", soft_wrap=True, markup=False)
+    note.print(f"Next: refusaldir diff {model} TUNED_MODEL", soft_wrap=True, markup=False)

@@ -12,6 +12,8 @@ EXAMPLES = """[bold]Examples[/bold]
 refusaldir show activations/base.h5
 
 refusaldir show activations/demo/diff/diff.json --csv
+
+refusaldir show series/trajectory.json
 """
 
 
@@ -19,13 +21,14 @@ def show(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A capture (.h5), a diff.json, a select.json, or their folder.", show_default=False
+            help="A capture (.h5), a diff.json, a trajectory.json, a select.json, or their folder.",
+            show_default=False,
         ),
     ],
     json: options.Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print a diff's tables as CSV.")] = False,
 ) -> None:
-    """Print what is in a capture, a selection or a diff; loads neither torch nor a model."""
+    """Print what is in a capture, a selection, a diff or a series; loads no model."""
     from refusaldir.report.document import load_document, tables_csv
     from refusaldir.report.selection_table import selection_report
     from refusaldir.report.tables import capture_table, diff_report
@@ -34,11 +37,18 @@ def show(
 
     path = file
     if file.is_dir():
-        path = file / ("select.json" if (file / "select.json").exists() else "diff.json")
+        names = ("select.json", "trajectory.json", "diff.json")
+        path = file / next((name for name in names if (file / name).exists()), "diff.json")
     if path.name == "select.json":
         from refusaldir.pipeline.selected import read_document
 
         put(read_document(path), selection_report, json=json)
+        return
+    if path.name == "trajectory.json":
+        from refusaldir.report.trajectory_document import load_trajectory
+        from refusaldir.report.trajectory_table import trajectory_report
+
+        put(load_trajectory(path), trajectory_report, json=json)
         return
     if path.suffix == ".json":
         document = load_document(path)

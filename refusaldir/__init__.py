@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import Diff as Diff
     from refusaldir.pipeline import Extracted as Extracted
     from refusaldir.pipeline import Selected as Selected
+    from refusaldir.pipeline import Series as Series
     from refusaldir.pipeline import diff as diff
+    from refusaldir.pipeline import diff_series as diff_series
     from refusaldir.pipeline import extract as extract
     from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
@@ -39,7 +41,9 @@ _HOMES = {
     "Planned": "refusaldir.pipeline.planning",
     "RefusaldirError": "refusaldir.errors",
     "Selected": "refusaldir.pipeline",
+    "Series": "refusaldir.pipeline",
     "diff": "refusaldir.pipeline",
+    "diff_series": "refusaldir.pipeline",
     "extract": "refusaldir.pipeline",
     "import_direction": "refusaldir.directions.reference",
     "load_direction": "refusaldir.directions.exchange",
@@ -60,7 +64,9 @@ __all__ = [
     "Planned",
     "RefusaldirError",
     "Selected",
+    "Series",
     "diff",
+    "diff_series",
     "extract",
     "import_direction",
     "load_direction",

@@ -13,26 +13,33 @@ from refusaldir.records import HARMFUL, HARMLESS, Site
 
 
 def estimates(
-    capture: CaptureReader, rows: Int[np.ndarray, " chosen"], hook: str, estimator: str
+    capture: CaptureReader,
+    rows: Int[np.ndarray, " chosen"],
+    hook: str,
+    estimator: str,
+    *,
+    offsets: Sequence[int] | None = None,
 ) -> Float[np.ndarray, "layer pos d_model"]:
-    """Directions at every layer and position of a hook point; zero without signal.
+    """Directions at every layer and some positions of a hook point; zero without signal.
 
     Args:
         capture: The capture.
         rows: The prompts to estimate from.
         hook: Hook point.
         estimator: One of `refusaldir.directions.estimators.ESTIMATORS`.
+        offsets: Positions, all of them captured; every one by default.
 
     Raises:
         DirectionError: As `refusaldir.directions.estimators.estimate` says, but for signal.
     """
     labels, intents = _about(capture, rows)
-    offsets = capture.positions.offsets
-    found = np.zeros((len(capture.layers), len(offsets), capture.provenance.model.d_model))
+    there = capture.positions.offsets
+    indices = [there.index(offset) for offset in (there if offsets is None else offsets)]
+    found = np.zeros((len(capture.layers), len(indices), capture.provenance.model.d_model))
     for row, layer in enumerate(capture.layers):
         x = read_layer(capture, hook, layer)[rows]
-        for column in range(len(offsets)):
-            found[row, column] = _vector(x[:, column], labels, intents, estimator)
+        for column, index in enumerate(indices):
+            found[row, column] = _vector(x[:, index], labels, intents, estimator)
     return found
 
 

@@ -153,7 +153,9 @@ def require_comparable(
         ("quantization", b.model.quantization, t.model.quantization),
     ):
         if left != right and allow_dtype_mismatch:
-            notes.append(f"{name} differs: {left} in base, {right} in tuned; part of any drift")
+            notes.append(
+                f"{name} differs: {left} in base, {right} in tuned; that may be part of any drift"
+            )
         else:
             equal(name, left, right)
     if differs or pair is None:

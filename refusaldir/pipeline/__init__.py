@@ -1,7 +1,7 @@
 """Composition root: the only room that wires the others together.
 
 `extract` captures one model; `select` finds the direction in it that causes refusal; `diff`
-compares two. The command line calls these functions and so may you:
+compares two, `diff_series` a model with its checkpoints. The command line calls these functions and so may you:
 
     import refusaldir as rd
 
@@ -17,6 +17,7 @@ from refusaldir.pipeline.extraction import Extracted, extract
 from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.pipeline.selected import Selected
 from refusaldir.pipeline.selection import select
+from refusaldir.pipeline.trajectory import Series, diff_series
 
 __all__ = [
     "Criteria",
@@ -24,7 +25,9 @@ __all__ = [
     "Extracted",
     "ProgressFn",
     "Selected",
+    "Series",
     "diff",
+    "diff_series",
     "extract",
     "read_direction",
     "select",

@@ -11,6 +11,7 @@ from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.plan import Plan, Rendering
+from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import Provenance
 from refusaldir.store import Capture, default_path, default_store, find_capture
@@ -114,6 +115,37 @@ class Arm:
             plan=plan if there is None else None,
             provenance=plan.provenance,
         )
+
+    @property
+    def now(self) -> "Arm":
+        """The side as it is now: without a plan once the capture has been made."""
+        return self if self.plan is None or not self.path.exists() else replace(self, plan=None)
+
+    @property
+    def precision(self) -> str:
+        """Dtype and quantization of its model, e.g. ``bfloat16`` or ``bfloat16, 4bit``."""
+        model = self.provenance.model
+        return model.dtype if model.quantization is None else f"{model.dtype}, {model.quantization}"
+
+    def capture(self, model: "HookedModel", stage: str, progress: ProgressFn) -> None:
+        """Make the capture, if it is still to be made; what was cut off is continued.
+
+        Raises:
+            RefusaldirError: As `refusaldir.pipeline.plan.Plan.run` says.
+        """
+        if self.plan is not None:
+            self.plan.run(model, self.path, stage, resume=True, force=False, progress=progress)
+
+    def make(self, stage: str, progress: ProgressFn) -> None:
+        """Open the model for its capture alone, if that is still to be made.
+
+        Raises:
+            RefusaldirError: As `model` and `capture` say.
+        """
+        if self.now.plan is not None:
+            with self.model() as model:
+                self.capture(model, stage, progress)
+                del model
 
     @contextmanager
     def reader(self) -> "Iterator[Capture | Plan]":

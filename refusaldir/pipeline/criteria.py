@@ -20,7 +20,8 @@ class Criteria:
         kl: Largest mean KL of a valid direction, in nats.
         induce: Least mean refusal score of harmless prompts with the vector added.
         depth: Share of the layers searched.
-        positions: The only positions searched, of those captured; None for all.
+        positions: The only positions searched, of those captured; None for those after the
+            instruction.
         refusal_tokens: First tokens of refusals; None finds them in the model's own refusals of
             validation prompts.
         filter_prompts: Keep only prompts that the model treats as their label says.

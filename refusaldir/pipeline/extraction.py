@@ -50,7 +50,7 @@ def extract(
     template: str | None = None,
     hooks: Sequence[str] = ("resid_pre",),
     layers: Sequence[int] | None = None,
-    positions: str = "post",
+    positions: str = "inst,post",
     batch_size: int | None = None,
     options: LoadOptions | None = None,
     backend: str = "auto",
@@ -76,7 +76,9 @@ def extract(
         template: Jinja text instead of the tokenizer's chat template, or ``"plain"``.
         hooks: Hook points, from `refusaldir.records.HOOKS`.
         layers: Block indices; None for all.
-        positions: ``"post"``, ``"inst"``, offsets such as ``"-1,-2"``, or several with commas.
+        positions: ``"post"`` (the template's tokens after the instruction), ``"inst"`` (the last
+            token of the instruction, where harmfulness is encoded: Zhao et al. 2025, arXiv
+            2507.11878), offsets such as ``"-1,-2"``, or several with commas.
         batch_size: Prompts a batch; None finds a good size by itself.
         options: Dtype, device and so on.
         backend: ``"auto"``, ``"transformer_lens"`` or ``"torch_hooks"``.

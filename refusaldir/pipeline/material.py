@@ -13,7 +13,7 @@ from refusaldir.directions.reader import read_site
 from refusaldir.errors import CaptureMismatchError
 from refusaldir.pipeline.plan import Plan, Rendering
 from refusaldir.records import Provenance, Site
-from refusaldir.store import Capture
+from refusaldir.store import Capture, peek
 
 if TYPE_CHECKING:
     from refusaldir.prompts.render import RenderedSet
@@ -36,7 +36,7 @@ class Material:
     @classmethod
     def of_plan(cls, plan: Plan, path: Path) -> "Material":
         """The capture that a plan made."""
-        return cls(path=path, provenance=plan.provenance, rendered=plan.rendered)
+        return cls(path=path, provenance=peek(path), rendered=plan.rendered)
 
     @classmethod
     def of_capture(cls, path: Path, tokenizer: Any, template: str | None = None) -> "Material":

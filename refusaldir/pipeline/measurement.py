@@ -26,11 +26,26 @@ if TYPE_CHECKING:
 
 
 @dataclass(kw_only=True)
+class Known:
+    """What is known of base from an earlier comparison with it.
+
+    Attributes:
+        behaviour: Its responses.
+        causality: The selection in it.
+    """
+
+    behaviour: "Behaviour | None" = None
+    causality: Causality | None = None
+
+
+@dataclass(kw_only=True)
 class Measurement:
     """What needs open models, one model at a time.
 
     Args:
         arms: Base and tuned.
+        origin: Base in its own precision, where ``arms`` hold it in tuned's; a selection may lie
+            beside its capture.
         prompts: The prompts of both captures.
         rendering: How they become tokens.
         criteria: What is asked of a direction. None takes one that lies beside the base capture
@@ -43,16 +58,18 @@ class Measurement:
         max_new_tokens: Length of the responses.
         batch_size: Prompts a batch, or None.
         folder: Where responses are written.
+        base_folder: Where those of base are written.
+        known: What is known of base already; what is found here is added.
         force: Overwrite responses made otherwise.
         progress: Called with stage, done and total.
 
     Attributes:
         responses: Behaviour by arm, as far as it was measured.
-        causality: The base's selection; None where it was not asked for.
         effects: What the directions do, by arm.
     """
 
     arms: Sequence[Arm]
+    origin: Arm | None
     prompts: PromptSet
     rendering: Rendering
     criteria: Criteria | None
@@ -64,6 +81,8 @@ class Measurement:
     max_new_tokens: int
     batch_size: int | None
     folder: Path
+    base_folder: Path
+    known: Known
     force: bool
     progress: ProgressFn
 
@@ -71,25 +90,38 @@ class Measurement:
         """Start from what is there already."""
         self.responses: dict[str, Behaviour] = {}
         self.effects: dict[str, Effects] = {}
-        self.causality: Causality | None = None
         self._captured = {arm.role for arm in self.arms if arm.plan is None}
-        base = self.arms[0]
-        if self.read_select and base.plan is None:
-            found = find_selected(folder_beside(base.path), base.provenance, self.criteria)
-            if found is not None:
-                self.causality = Causality(selected=found, nearest=self.follow_nearest)
+        if self.known.behaviour is not None:
+            self.responses["base"] = self.known.behaviour
+        if self.known.causality is None and self.read_select:
+            self.known.causality = self._selected_before()
+
+    @property
+    def causality(self) -> Causality | None:
+        """The base's selection; None where it was not asked for."""
+        return self.known.causality
+
+    def _selected_before(self) -> Causality | None:
+        """What lies beside a capture of base."""
+        for side in (self.arms[0], self.origin):
+            if side is not None and side.plan is None:
+                found = find_selected(folder_beside(side.path), side.provenance, self.criteria)
+                if found is not None:
+                    return Causality(selected=found, nearest=self.follow_nearest)
+        return None
 
     def run(self) -> None:
         """Capture, select, probe, and try directions; each model is opened as seldom as can be."""
         for arm in self.arms:
             selecting = self.select and arm.role == "base" and self.causality is None
-            if not (self.probe or arm.plan is not None or selecting):
+            probing = self.probe and arm.role not in self.responses
+            if not (probing or arm.plan is not None or selecting):
                 continue
             with arm.model() as model:
                 self._capture(arm, model)
                 if selecting:
                     self._select(arm, model)
-                if self.probe:
+                if probing:
                     self.responses[arm.role] = self._respond(arm, model)
                 self._try(arm, model)
                 del model
@@ -102,16 +134,8 @@ class Measurement:
                     del model
 
     def _capture(self, arm: Arm, model: "HookedModel") -> None:
-        if arm.plan is not None:
-            arm.plan.run(
-                model,
-                arm.path,
-                f"Capture {arm.role}",
-                resume=True,
-                force=False,
-                progress=self.progress,
-            )
-            self._captured.add(arm.role)
+        arm.capture(model, f"Capture {arm.role}", self.progress)
+        self._captured.add(arm.role)
 
     def _select(self, arm: Arm, model: "HookedModel") -> None:
         if arm.plan is not None:
@@ -131,9 +155,9 @@ class Measurement:
         except PromptError as error:
             # Too few prompts left: the comparison goes on with what can be said.
             note = f"No direction was selected. {error}"
-            self.causality = Causality(selected=None, note=note)
+            self.known.causality = Causality(selected=None, note=note)
         else:
-            self.causality = Causality(selected=found, nearest=self.follow_nearest)
+            self.known.causality = Causality(selected=found, nearest=self.follow_nearest)
 
     def _published(self) -> Criteria:
         """The published choices, and the refusal tokens given."""
@@ -187,13 +211,17 @@ class Measurement:
             tokens = given_refusal_tokens(model.tokenizer, self.refusal_tokens)
         # Those that no direction was fitted or chosen on; all where there are no splits.
         asked = self.prompts.select(split="test") or self.prompts
-        return measure(
+        folder = self.base_folder if arm.role == "base" else self.folder
+        found = measure(
             model,
             self._render(model, asked),
             refusal_tokens=tokens,
             max_new_tokens=self.max_new_tokens,
             batch_size=self.batch_size,
-            path=self.folder / f"responses-{arm.role}.jsonl",
+            path=folder / f"responses-{arm.role}.jsonl",
             force=self.force,
             on_batch=counter(self.progress, f"Respond {arm.role}", len(asked)),
         )
+        if arm.role == "base":
+            self.known.behaviour = found
+        return found

@@ -51,21 +51,20 @@ class Scoring:
     def choose(
         self, directions: Float[np.ndarray, "layer pos d_model"], estimator: str
     ) -> "CausalChoice":
-        """Choose among one estimator's directions at every site captured.
+        """Choose among one estimator's directions, a column for each of `offsets`.
 
         Raises:
             RefusaldirError: As `refusaldir.directions.causal.select_causal` says.
         """
         from refusaldir.directions.causal import select_causal
 
-        provenance, labels = self.material.provenance, self.material.labels[self.validation]
-        columns = [provenance.positions.offsets.index(offset) for offset in self.offsets]
+        layers, labels = self.material.provenance.layers, self.material.labels[self.validation]
         several = len(self.criteria.estimators) > 1
         stage = f"Candidates {estimator}" if several else "Candidates"
         return select_causal(
             self.model,
-            directions[:, columns],
-            layers=provenance.layers,
+            directions,
+            layers=layers,
             offsets=self.offsets,
             harmful=self.material.ids(self.validation[labels == HARMFUL]),
             harmless=self.material.ids(self.validation[labels == HARMLESS]),
@@ -78,14 +77,14 @@ class Scoring:
 
 
 def searched(material: Material, criteria: Criteria) -> tuple[int, ...]:
-    """Positions of the candidates, ascending.
+    """Positions of the candidates, ascending: by default those after the instruction.
 
     Raises:
         DirectionError: One of them was not captured, or none is left.
     """
-    there = material.provenance.positions.offsets
     if criteria.positions is None:
-        return there
+        return material.provenance.positions.post
+    there = material.provenance.positions.offsets
     missing = sorted(set(criteria.positions) - set(there))
     if missing or not criteria.positions:
         raise DirectionError(

@@ -48,7 +48,7 @@ def select(
     system: str = "default",
     thinking: bool | None = None,
     template: str | None = None,
-    positions: str = "post",
+    positions: str = "inst,post",
     batch_size: int | None = None,
     options: LoadOptions | None = None,
     backend: str = "auto",
@@ -75,7 +75,8 @@ def select(
         system: As in `extract`.
         thinking: As in `extract`.
         template: As in `extract`.
-        positions: Candidate positions; as in `extract`.
+        positions: Positions to capture; as in `extract`. Candidates are those after the
+            instruction, unless `Criteria.positions` names others.
         batch_size: As in `extract`.
         options: As in `extract`.
         backend: As in `extract`.
@@ -236,7 +237,7 @@ def _choices(scoring: Scoring, train: Indices) -> tuple[dict[str, "CausalChoice"
     for name in names:
         try:
             with Capture.open(scoring.material.path) as capture:
-                directions = estimates(capture, train, HOOK, name)
+                directions = estimates(capture, train, HOOK, name, offsets=scoring.offsets)
         except DirectionError as error:
             if len(names) == 1:
                 raise

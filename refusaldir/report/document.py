@@ -29,7 +29,7 @@ Document = dict[str, Any]
 
 SCHEMA = "refusaldir.diff"
 #: Raised when a reader of the previous version could misread a document.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 _NOT_FINITE = "not finite"
 
@@ -44,6 +44,7 @@ def build_document(
     drift: "DriftResult",
     behaviour: "BehaviourComparison | None" = None,
     causality: Mapping[str, Any] | None = None,
+    precision: Mapping[str, Any] | None = None,
     *,
     options: Mapping[str, Any] | None = None,
     created: str | None = None,
@@ -55,6 +56,8 @@ def build_document(
         behaviour: Paired behaviour, or None when it was not measured.
         causality: What base's selected direction does in both models, or None when none was
             asked for; see `refusaldir.pipeline.causality.conclude`.
+        precision: What precision alone explains, or None where both are in one; see
+            `refusaldir.pipeline.precision.precision_document`.
         options: The settings it was made with, JSON-ready.
         created: UTC time in ISO 8601; now by default.
 
@@ -64,7 +67,8 @@ def build_document(
     parts = drift.to_dict()
     choice = parts.pop("site")
     site = choice.pop("site")
-    labels = dict(zip(choice["positions"]["offsets"], choice["positions"]["labels"], strict=True))
+    captured = parts["base"]["positions"]
+    labels = dict(zip(captured["offsets"], captured["labels"], strict=True))
     parts["site"] = {
         **site,
         "token": labels[site["position"]],
@@ -74,8 +78,10 @@ def build_document(
     base, tuned = parts.pop("base"), parts.pop("tuned")
     answers = None if behaviour is None else _behaviour(behaviour.to_dict())
     words = verdict(parts, answers, causality)
+    if precision is not None:
+        words["certainty"].insert(1, precision["sentence"])
     del parts["verdict"]
-    document = _plain(
+    document = plain(
         {
             "schema": SCHEMA,
             "schema_version": SCHEMA_VERSION,
@@ -87,6 +93,7 @@ def build_document(
             "tuned": tuned,
             "drift": parts,
             "causality": causality,
+            "precision": precision,
             "behaviour": answers,
         }
     )
@@ -114,7 +121,7 @@ def to_json(document: Mapping[str, Any]) -> str:
 
     Numbers keep every digit; NaN and infinities become null.
     """
-    return json.dumps(_plain(document), indent=2, ensure_ascii=False, allow_nan=False)
+    return json.dumps(plain(document), indent=2, ensure_ascii=False, allow_nan=False)
 
 
 def write_json(document: Mapping[str, Any], path: str | Path, *, force: bool = True) -> Path:
@@ -145,10 +152,29 @@ def load_document(path: str | Path) -> Document:
         The document; drawing from it cannot fail for want of a field.
 
     Raises:
-        StoreError: The file is missing, unreadable, truncated, foreign, newer or damaged.
+        StoreError: The file is missing, unreadable, truncated, foreign, of another version or
+            damaged.
+    """
+    return load_kind(path, "diff", SCHEMA, SCHEMA_VERSION, diff_schema())
+
+
+def load_kind(
+    path: str | Path, kind: str, name: str, version: int, schema: Mapping[str, Any]
+) -> Document:
+    """Read a JSON document of one kind and check it against the schema of that kind.
+
+    Args:
+        path: The file.
+        kind: What it should be, in a word.
+        name: Its ``schema``.
+        version: The ``schema_version`` that can be read.
+        schema: What it must obey.
+
+    Raises:
+        StoreError: As `load_document` says.
     """
     path = Path(path)
-    again = "Run refusaldir diff again to make a new one"
+    again = "Run refusaldir diff again, with --force, to make a new one"
     try:
         text = path.read_text("utf-8")
     except FileNotFoundError:
@@ -161,27 +187,28 @@ def load_document(path: str | Path) -> Document:
         raise StoreError(
             "The file is not JSON, or was cut off", got=error, where=path, next_step=again
         ) from error
-    if not isinstance(document, dict) or document.get("schema") != SCHEMA:
+    if not isinstance(document, dict) or document.get("schema") != name:
         raise StoreError(
-            "The file is JSON, but not a diff document",
-            expected=f'"schema": "{SCHEMA}"',
+            f"The file is JSON, but not a {kind} document",
+            expected=f'"schema": "{name}"',
             got=repr(document.get("schema")) if isinstance(document, dict) else "no object",
             where=path,
             next_step="refusaldir show reads captures (.h5) and what refusaldir diff wrote",
         )
     found = document.get("schema_version")
-    if isinstance(found, int) and found > SCHEMA_VERSION:
+    if isinstance(found, int) and found != version:
+        newer = found > version
         raise StoreError(
-            "The document was written by a newer refusaldir",
-            expected=f"schema_version {SCHEMA_VERSION}",
+            f"The document was written by {'a newer' if newer else 'an older'} refusaldir",
+            expected=f"schema_version {version}",
             got=f"{found} (refusaldir {document.get('refusaldir_version')})",
             where=path,
-            next_step="Upgrade with: pip install -U refusaldir",
+            next_step="Upgrade with: pip install -U refusaldir" if newer else again,
         )
-    wrong = first_violation(document, diff_schema())
+    wrong = first_violation(document, schema)
     if wrong is not None:
         raise StoreError(
-            "The diff document is damaged or was edited", got=wrong, where=path, next_step=again
+            f"The {kind} document is damaged or was edited", got=wrong, where=path, next_step=again
         )
     return document
 
@@ -249,15 +276,15 @@ def _behaviour(parts: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _plain(value: Any) -> Any:
-    """Turn tuples into lists, NumPy scalars into numbers and non-finite numbers into None."""
+def plain(value: Any) -> Any:
+    """Make plain JSON values: lists of tuples, numbers of NumPy scalars, None of NaN and inf."""
     if isinstance(value, Mapping):
-        plain = {str(key): _plain(item) for key, item in value.items()}
-        if _is_estimate(plain) and any(plain[k] is None and value[k] is not None for k in plain):
-            plain["note"] = "; ".join(filter(None, [plain["note"], _NOT_FINITE]))
-        return plain
+        cells = {str(key): plain(item) for key, item in value.items()}
+        if _is_estimate(cells) and any(cells[k] is None and value[k] is not None for k in cells):
+            cells["note"] = "; ".join(filter(None, [cells["note"], _NOT_FINITE]))
+        return cells
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     if hasattr(value, "item"):
         value = value.item()
     if isinstance(value, float):
@@ -266,7 +293,7 @@ def _plain(value: Any) -> Any:
         return value
     if isinstance(value, Path):
         return str(value)
-    raise TypeError(f"a diff document cannot hold a {type(value).__name__}")
+    raise TypeError(f"a document cannot hold a {type(value).__name__}")
 
 
 def _reject_constant(name: str) -> NoReturn:

@@ -16,6 +16,7 @@ from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
+from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
 from refusaldir.report.capture_table import capture_table
 from refusaldir.report.handle_table import handle_table
 from refusaldir.report.layout import (
@@ -29,6 +30,7 @@ from refusaldir.report.layout import (
     select_layers,
     table,
 )
+from refusaldir.report.precision_table import precision_table
 from refusaldir.report.text import (
     ALPHA,
     AXIS_TITLES,
@@ -51,9 +53,8 @@ __all__ = [
 
 Row = Mapping[str, Any]
 
-#: How far an interval must stay away from "no change" to be marked: less is what two runs of one
-#: model may differ by (batching, hardware). The same floors as in `refusaldir.drift`.
-FLOORS = {"rotation": 1e-5, "length": 1e-3, "shift": 0.01}
+#: How far an interval must stay away from "no change" to be marked.
+FLOORS = {"rotation": FLOOR_COSINE, "length": FLOOR_NORM, "shift": FLOOR_SD}
 
 
 def diff_report(document: Row) -> RenderableType:
@@ -64,11 +65,14 @@ def diff_report(document: Row) -> RenderableType:
 
     Returns:
         A rich renderable: verdict, drift by layer, ranked layers and, where they were measured,
-        what each model's direction does in both, and behaviour by category.
+        what precision alone does, what each model's direction does in both, and behaviour by
+        category.
     """
     parts: list[RenderableType] = [verdict_panel(document), drift_table(document)]
     if document["drift"]["ranking"]:
         parts.append(ranking_table(document))
+    if document["precision"] is not None and document["precision"]["like_with_like"]:
+        parts.append(precision_table(document))
     if document["causality"] is not None and document["causality"]["handles"] is not None:
         parts.append(handle_table(document["causality"]))
     if document["behaviour"] is not None:
@@ -83,6 +87,7 @@ def verdict_panel(document: Row) -> RenderableType:
     for key, title in (
         ("drift", "What drifted"),
         ("layers", "Which layers"),
+        ("context", "What to hold it against"),
         ("causality", "What causes refusal"),
         ("behaviour", "What changed in behaviour"),
         ("certainty", "How sure"),
@@ -162,7 +167,7 @@ def _drift_layout(rows: Sequence[Row], chosen: int, level: str, columns: Sequenc
         for name in columns:
             cell, digits, no_change, floor = cells[name.rstrip("+")]
             text = estimate(cell, digits, interval=name.endswith("+"))
-            mark = "" if no_change is None else "*" if _beyond(cell, no_change, floor) else " "
+            mark = "" if no_change is None else "*" if beyond(cell, no_change, floor) else " "
             texts.append(text + mark)
         here = row["layer"] == chosen
         style = "bold" if here else "dim" if row["rotation"]["value"] is None else ""
@@ -183,7 +188,7 @@ def ranking_table(document: Row, *, limit: int = 10) -> RenderableType:
     for entry in entries[:limit]:
         cells = [entry["drift"], entry["increment"]]
         texts = [
-            "–" if cell is None else estimate(cell, 3) + ("*" if _beyond(cell, 0.0, floor) else " ")
+            "–" if cell is None else estimate(cell, 3) + ("*" if beyond(cell, 0.0, floor) else " ")
             for cell in cells
         ]
         layout.add_row(str(entry["rank"]), str(entry["layer"]), *map(Text, texts))
@@ -293,7 +298,7 @@ def _behaviour_layout(axis: Row, order: Sequence[str], *, narrow: bool) -> Table
     return layout
 
 
-def _beyond(cell: Row, no_change: float, floor: float) -> bool:
+def beyond(cell: Row, no_change: float, floor: float) -> bool:
     """Whether an interval leaves out "no change" by more than a floor."""
     low, high = cell["lower"], cell["upper"]
     if cell["value"] is None or low is None or high is None:

@@ -264,11 +264,13 @@ def test_other_prompts_and_other_template_are_named(
     captured, make_model, base_model, prompt_file, other_template
 ):
     lines = prompt_file.read_text("utf-8").splitlines()
-    Path("fewer.jsonl").write_text("\n".join(lines[:32]), encoding="utf-8")
-    assert captured("extract", base_model, "-p", "fewer.jsonl", "--out", "fewer.h5").code == 0
-    done = captured("diff", "base.h5", "fewer.h5")
-    assert done.code == 2
-    assert "prompts" in done.sentence
+    for count, code in ((32, 0), (18, 2)):  # more than half, and less
+        Path("fewer.jsonl").write_text("\n".join(lines[:count]), encoding="utf-8")
+        words = ("extract", base_model, "-p", "fewer.jsonl", "--out", "fewer.h5", "--force")
+        assert captured(*words).code == 0
+        done = captured("diff", "base.h5", "fewer.h5", "--out", f"d{count}")
+        assert done.code == code
+        assert "prompts" in done.text
     other = make_model(like=base_model, template=other_template)
     done = captured("diff", "base.h5", other)
     assert done.code == 2
@@ -368,3 +370,52 @@ def test_select_without_a_valid_direction_ends_well(run, base_model, prompt_file
     document = json.loads(run(*words, "--force", "--json").out)
     assert document["selection"]["chosen"] is None
     assert document["selection"]["nearest"]["kl_exact"]
+
+
+def test_paths_with_brackets_are_printed_as_they_are(run, base_model, tuned_model, prompt_file):
+    """Square brackets are rich's markup: a path is none."""
+    folder = "[red]it[/red] [/]"
+    for name, model in (("base", base_model), ("tuned", tuned_model)):
+        words = ("extract", model, "-p", prompt_file, "--out", f"{folder}/{name}.h5")
+        done = run(*words)
+        assert done.code == 0, done.err
+        assert f"refusaldir diff {folder}/{name}.h5" in done.sentence
+    assert f"Kept: {folder}/tuned.h5" in run(*words).sentence
+    done = run("diff", f"{folder}/base.h5", f"{folder}/tuned.h5", "--out", f"{folder}/d")
+    assert done.code == 0, done.err
+    assert f"diff.json: {folder}/d/diff.json" in done.sentence
+    assert f"refusaldir show {folder}/d/diff.json" in done.sentence
+    done = run("select", base_model, "-p", prompt_file, *SELECT, "--out", f"{folder}/s")
+    assert done.code == 0, done.err
+    assert f"select.json: {folder}/s/select.json" in done.sentence
+
+
+def test_inst_and_post_are_captured_and_only_post_is_searched(run, base_model, prompt_file):
+    done = run("extract", base_model, "-p", prompt_file, "--json")
+    offsets = [p["offset"] for p in json.loads(done.out)["positions"]]
+    labels = [p["label"] for p in json.loads(done.out)["positions"]]
+    assert labels.count("t_inst") == 1 and labels[0] == "t_inst"
+    words = ("--refusal-token", "a", "--no-filter", "--json")
+    document = json.loads(run("select", base_model, "-p", prompt_file, *words).out)
+    assert [p["offset"] for p in document["positions"]] == offsets[1:]
+    assert len(list(Path("activations").glob("*.h5"))) == 1
+    assert document["provenance"]["model"]["backend"] == "transformer_lens"
+    at = ("--at", str(offsets[0]), "--force")
+    document = json.loads(run("select", base_model, "-p", prompt_file, *words, *at).out)
+    assert [p["offset"] for p in document["positions"]] == [offsets[0]]
+
+
+def test_a_template_with_nothing_after_the_instruction(run, base_model, tuned_model, prompt_file):
+    plain = ("-p", prompt_file, "--template", "plain")
+    done = run("extract", base_model, *plain, "--positions", "post")
+    assert done.code == 2 and "nothing after the instruction" in done.sentence
+    done = run("extract", base_model, *plain)
+    assert done.code == 0, done.err
+    assert "nothing after the instruction" in done.sentence and "t_inst" in done.out
+    words = ("--behaviour", "off", "--select", "off", "--json")
+    done = run("diff", base_model, tuned_model, *plain, *words)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["drift"]["site"]["position"] == -1
+    assert document["drift"]["site"]["token"] == "t_inst"
+    assert any("nothing after the instruction" in note for note in document["drift"]["notes"])

@@ -234,10 +234,17 @@ def test_foreign_and_damaged_files(tmp_path, content, message):
 
 
 def test_a_newer_document_names_its_version_and_the_way_out(document, tmp_path):
-    newer = {**document, "schema_version": 3, "refusaldir_version": "9.9", "new_field": 1}
+    newer = {**document, "schema_version": 9, "refusaldir_version": "9.9", "new_field": 1}
     path = tmp_path / "diff.json"
     path.write_text(json.dumps(newer), "utf-8")
-    with pytest.raises(StoreError, match=r"newer refusaldir.*got 3 \(refusaldir 9\.9\).*Upgrade"):
+    with pytest.raises(StoreError, match=r"newer refusaldir.*got 9 \(refusaldir 9\.9\).*Upgrade"):
+        load_document(path)
+
+
+def test_an_older_document_asks_for_another_run(document, tmp_path):
+    path = tmp_path / "diff.json"
+    path.write_text(json.dumps({**document, "schema_version": 2}), "utf-8")
+    with pytest.raises(StoreError, match=r"older refusaldir.*got 2 .*diff again, with --force"):
         load_document(path)
 
 

@@ -1,0 +1,263 @@
+"""Base and tuned side by side: settled before anything is run, then measured and compared."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from refusaldir.drift.comparable import require_comparable
+from refusaldir.drift.handle import ARMS
+from refusaldir.errors import OutputExistsError
+from refusaldir.pipeline.arm import Arm, Terms
+from refusaldir.pipeline.choices import Choices, Side
+from refusaldir.pipeline.measurement import Known, Measurement
+from refusaldir.pipeline.precision import Alike, precision_document, require_allowed
+from refusaldir.pipeline.progress import ProgressFn
+from refusaldir.records import Provenance
+from refusaldir.store import Capture
+
+if TYPE_CHECKING:
+    from refusaldir.drift.result import DriftResult
+    from refusaldir.probes.compare import BehaviourComparison
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """What `diff` found.
+
+    Attributes:
+        document: The content of ``diff.json``.
+        drift: Drift of geometry, layer by layer.
+        behaviour: Paired behaviour, or None when it was not measured.
+        folder: Where everything was written.
+        files: What was written, by name.
+    """
+
+    document: dict[str, Any]
+    drift: "DriftResult"
+    behaviour: "BehaviourComparison | None"
+    folder: Path
+    files: Mapping[str, Path]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """Base and tuned as they will be compared; nothing has been run yet.
+
+    Attributes:
+        choices: How.
+        terms: What both have in common.
+        base: Base, in its own precision.
+        tuned: Tuned.
+        alike: Base in tuned's precision, where the two differ.
+        given: Base and tuned as they were given.
+        specs: Whether only model specs were given, no capture.
+    """
+
+    choices: Choices
+    terms: Terms
+    base: Arm
+    tuned: Arm
+    alike: Alike | None
+    given: tuple[Side, Side]
+    specs: bool
+
+    @classmethod
+    def settle(
+        cls, choices: Choices, terms: Terms, base: Arm, given: tuple[Side, Side], *, specs: bool
+    ) -> "Pair":
+        """Resolve tuned and check that the two can be compared, before anything is run.
+
+        Raises:
+            CaptureMismatchError: The two differ in something other than the model's weights.
+            RefusaldirError: Whatever else can be known before weights are loaded.
+        """
+        tuned = choices.arm("tuned", given[1], terms)
+        with base.reader() as left, tuned.reader() as right:
+            require_comparable(left, right, choices.hook, allow_dtype_mismatch=True)
+        if not choices.allow_dtype_mismatch:
+            require_allowed(base, tuned)
+        return cls(
+            choices=choices,
+            terms=terms,
+            base=base,
+            tuned=tuned,
+            alike=Alike.find(base, tuned, terms, choices.batch_size, choices.store),
+            given=given,
+            specs=specs,
+        )
+
+    @property
+    def bases(self) -> tuple[Arm, ...]:
+        """Base as it may be compared: in its own precision, and in tuned's where they differ."""
+        alike = None if self.alike is None else self.alike.arm
+        return (self.base,) if alike is None else (alike, self.base)
+
+    @property
+    def probe(self) -> bool:
+        """Whether behaviour is measured."""
+        asked = self.choices.behaviour
+        return asked == "on" or (asked == "auto" and self.specs)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings of the document."""
+        choices, terms = self.choices, self.terms
+        tokens = choices.refusal_tokens
+        return {
+            "base": str(self.given[0]),
+            "tuned": str(self.given[1]),
+            "prompts": terms.prompts.name,
+            "hook": choices.hook,
+            "positions": terms.positions,
+            "position": choices.position,
+            "system": terms.rendering.system,
+            "thinking": terms.rendering.thinking,
+            "follow_nearest": choices.follow_nearest,
+            "behaviour": self.probe,
+            "max_new_tokens": choices.max_new_tokens,
+            "refusal_tokens": None if tokens is None else list(tokens),
+            "allow_dtype_mismatch": choices.allow_dtype_mismatch,
+            "seed": choices.seed,
+        }
+
+    def finished(self, folder: Path) -> "tuple[dict[str, Any], Arm] | None":
+        """A document of this very comparison in a folder, and base as it was compared there.
+
+        Raises:
+            StoreError: A document is there and cannot be read.
+        """
+        from refusaldir.report.document import load_document
+
+        path = folder / "diff.json"
+        if not path.exists():
+            return None
+        document = load_document(path)
+        wanted = json.loads(json.dumps(self.settings))
+        if any(document["options"].get(key) != value for key, value in wanted.items()):
+            return None
+        made = [Provenance.from_dict(document[role]).fingerprint() for role in ARMS]
+        for base in self.bases:
+            if made == [arm.provenance.fingerprint() for arm in (base, self.tuned)]:
+                return document, base
+        return None
+
+    def run(
+        self,
+        folder: Path,
+        progress: ProgressFn,
+        *,
+        base_folder: Path | None = None,
+        known: Known | None = None,
+    ) -> Diff:
+        """Measure what is missing, compare, and write the results.
+
+        Args:
+            folder: Where to; responses of base go to ``base_folder`` where that is given.
+            progress: Called with stage, done and total.
+            base_folder: Where the responses of base go.
+            known: What is known of base already; what is found is added.
+
+        Raises:
+            OutputExistsError: The folder holds a result, and nobody asked to overwrite it.
+            RefusaldirError: Whatever else the user can mend.
+        """
+        choices = self.choices
+        if (folder / "diff.json").exists() and not choices.force:
+            raise OutputExistsError(
+                "The folder holds a result already",
+                where=folder / "diff.json",
+                next_step="Read it with refusaldir show, choose another --out, or use --force",
+            )
+        make_folder(folder)
+        alike = None if self.alike is None else self.alike.made(self.base, progress)
+        own = self.base.now
+        base = own if alike is None or alike.arm is None else alike.arm
+        measurement = Measurement(
+            arms=(base, self.tuned.now),
+            origin=None if base is own else own,
+            prompts=self.terms.prompts,
+            rendering=self.terms.rendering,
+            criteria=choices.criteria,
+            select=choices.by_cause and (choices.select == "on" or self.specs),
+            read_select=choices.by_cause,
+            follow_nearest=choices.follow_nearest,
+            probe=self.probe,
+            refusal_tokens=choices.refusal_tokens,
+            max_new_tokens=choices.max_new_tokens,
+            batch_size=choices.batch_size,
+            folder=folder,
+            base_folder=folder if base_folder is None else base_folder,
+            known=Known() if known is None else known,
+            force=choices.force,
+            progress=progress,
+        )
+        measurement.run()
+        return self._conclude(measurement, own, alike)
+
+    def _conclude(self, done: Measurement, own: Arm, alike: Alike | None) -> Diff:
+        """Compute what the captures and responses say and write it down."""
+        from refusaldir.drift.compare import compare
+        from refusaldir.probes.compare import compare_behaviour
+        from refusaldir.report.document import build_document, write_json
+        from refusaldir.report.figures import write_figures
+
+        choices, arms, folder, responses = self.choices, done.arms, done.folder, done.responses
+        with Capture.open(arms[0].path) as base, Capture.open(arms[1].path) as tuned:
+            drift = compare(
+                base,
+                tuned,
+                hook=choices.hook,
+                position=choices.position,
+                site=None if done.causality is None else done.causality.site,
+                seed=choices.seed,
+                allow_dtype_mismatch=choices.allow_dtype_mismatch,
+                progress=lambda count, total: done.progress("Compare layers", count, total),
+            )
+        if not drift.base.template.post_tokens:
+            note = "the template puts nothing after the instruction, so there is no position there"
+            drift = replace(drift, notes=(*drift.notes, note))
+        precision = None
+        if alike is not None:
+            precision = precision_document(
+                own, alike, arms[1], drift.site.site, level=drift.level, seed=choices.seed
+            )
+        behaviour = None
+        if responses:
+            behaviour = compare_behaviour(responses["base"], responses["tuned"], seed=choices.seed)
+        document = build_document(
+            drift,
+            behaviour,
+            done.causality_document(),
+            precision,
+            options={**self.settings, "select": done.causality is not None},
+        )
+        figures = write_figures(document, folder)
+        # Last, so that a folder with a diff.json is complete.
+        written = {"diff.json": write_json(document, folder / "diff.json")}
+        written |= {path.name: path for path in figures}
+        if responses:
+            for arm, place in zip(arms, (done.base_folder, folder), strict=True):
+                name = f"responses-{arm.role}.jsonl"
+                written[name] = place / name
+        return Diff(
+            document=document, drift=drift, behaviour=behaviour, folder=folder, files=written
+        )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for results.
+
+    Raises:
+        OutputExistsError: It cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise OutputExistsError(
+            "The output folder cannot be made",
+            got=error.strerror,
+            where=folder,
+            next_step="Choose another --out",
+        ) from error
