@@ -1,7 +1,8 @@
 """Composition root: the only room that wires the others together.
 
 `extract` captures one model; `select` finds the direction in it that causes refusal; `diff`
-compares two, `diff_series` a model with its checkpoints. The command line calls these functions and so may you:
+compares two, `diff_series` a model with its checkpoints. The command line calls these functions
+and so may you:
 
     import refusaldir as rd
 

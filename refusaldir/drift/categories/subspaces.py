@@ -347,9 +347,8 @@ def _half_overlaps(
     ):
         if usable.any():
             across[usable, column] = np.mean(_cosines(p[usable], q[usable], k) ** 2, axis=1)
-    across = across.reshape(len(kept), len(halves), 4)
     found = np.full((len(kept), 4), np.nan)
-    for part, rows in enumerate(across):
+    for part, rows in enumerate(across.reshape(len(kept), len(halves), 4)):
         if np.any(there := np.isfinite(rows[:, 0])):
             found[part] = rows[there].mean(axis=0)
     return np.stack([found[:, :2].mean(axis=1), found[:, 2], found[:, 3]], axis=1)
