@@ -23,7 +23,7 @@ from refusaldir.drift.power.detectable import MinimumDetectable, minimum_detecta
 from refusaldir.drift.result import LayerDrift
 from refusaldir.drift.selectivity.meter import SelectivityMeter
 from refusaldir.drift.selectivity.result import SelectivityResult
-from refusaldir.records import HARMFUL, HARMLESS, Site
+from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
 
 #: Draws of the rulers, which are read as quantiles; the test takes as many as it is given.
 _RULER_DRAWS = 500
@@ -41,6 +41,7 @@ class Context:
         subspaces: Drift of the subspace that the categories span, at the site.
         detectable: The smallest changes at the site that would have been shown.
         site: The site.
+        rotation: Corrected cosine of the refusal direction there.
     """
 
     test: DriftTest
@@ -50,6 +51,7 @@ class Context:
     subspaces: SubspaceDrift
     detectable: MinimumDetectable
     site: Site
+    rotation: Estimate
 
     @property
     def sentences(self) -> tuple[str, ...]:
@@ -88,12 +90,13 @@ class Context:
         """The direction of prompt length at the site, where it was measured."""
         for row in self.nulls.layers:
             if row.site == self.site and row.length is not None:
-                e = row.length.cosine
+                e, own = row.length.cosine, self.rotation.value
                 if e.value is None or e.lower is None or e.upper is None:
                     return ()
                 return (
                     "As a ruler, the direction from short to long prompts has corrected cosine "
-                    f"{e.value:.3f} ({e.lower:.3f} to {e.upper:.3f}) from base to tuned.",
+                    f"{e.value:.3f} ({e.lower:.3f} to {e.upper:.3f}) from base to tuned"
+                    + ("." if own is None else f", refusal's {own:.3f}."),
                 )
         return ()
 
@@ -136,6 +139,7 @@ class ContextWalk:
         )
         self._nulls = Nulls(design, lengths=lengths, draws=min(draws, _RULER_DRAWS), seed=seed)
         self._selectivity = SelectivityMeter(design, level=level, seed=seed)
+        self._rotation: dict[Site, Estimate] = {}
 
     def add(
         self,
@@ -148,6 +152,7 @@ class ContextWalk:
             HARMFUL: row.translation.harmful.value,
             HARMLESS: row.translation.harmless.value,
         }
+        self._rotation[row.site] = row.rotation
         self._test.add(row.site, base, tuned)
         self._nulls.add(row.site, base, tuned, translation=shift)
         self._selectivity.add(row.site, base, tuned)
@@ -180,4 +185,5 @@ class ContextWalk:
             ),
             detectable=minimum_detectable(contrasts, base, level=self._question_level),
             site=site,
+            rotation=self._rotation[site],
         )

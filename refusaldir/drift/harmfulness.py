@@ -107,4 +107,8 @@ def _sentence(harmfulness: LayerDrift, refusal: LayerDrift, difference: Estimate
     read = ""
     if None not in values:
         read = f"; harmfulness is read there with AUROC {values[0]:.3f} → {values[1]:.3f}"
-    return f"{at} {both}: {verdict}{read}."
+    gap = (
+        f"difference of corrected cosines {difference.value:+.3f}, "
+        f"{difference.lower:+.3f} to {difference.upper:+.3f}"
+    ).replace("-", "−")
+    return f"{at} {both}: {verdict} ({gap}){read}."

@@ -65,7 +65,8 @@ class Synthetic:
 def synthetic(name, args, turn):
     n, k = args.prompts, args.positions
     prompts = [
-        SimpleNamespace(id=f"p{i}", intent_id=f"i{i // 2}", split=None, turns=()) for i in range(n)
+        SimpleNamespace(id=f"p{i}", intent_id=f"i{i // 2}", split=None, turns=(), category="any")
+        for i in range(n)
     ]
     model = ModelIdentity(
         spec=name, name=name, weights_hash=name, architecture="Synthetic", n_layers=args.layers,
