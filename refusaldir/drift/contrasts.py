@@ -88,15 +88,16 @@ class Contrasts:
     ) -> "Contrasts":
         """Compute them from both models' activations, float64."""
         class_size = design.counts.sum(axis=1)[:, None]
-        parts = [design.sums(base), design.sums(tuned)]
-        sums = np.concatenate(parts)
+        sums = np.empty((4, design.clusters.n, base.shape[1]))
+        sums[:2], sums[2:] = design.sums(base), design.sums(tuned)
         means = sums.sum(axis=1) / class_size
         signal = (
             has_signal(base, means[HARMFUL] - means[HARMLESS]),
             has_signal(tuned, means[2 + HARMFUL] - means[2 + HARMLESS]),
         )
         origin = (means[HARMFUL] + means[HARMLESS]) / 2
-        sums -= design.counts[..., None] * origin
+        for arm, count in zip(sums, design.counts, strict=True):  # one arm's temporary at a time
+            arm -= np.outer(count, origin)
         products = mean_products(sums, design.counts)
         return cls(
             design=design,
@@ -121,12 +122,14 @@ class Contrasts:
         counts = self.design.counts
         size = counts.sum(axis=1)
         pairs = np.sqrt(np.maximum(size**2 - (counts**2).sum(axis=1), 1.0))
-        centred = self.sums - counts[..., None] * (self.sums.sum(axis=1) / size[:, None])[:, None]
-        centred /= pairs[:, None, None]
+        means = self.sums.sum(axis=1) / size[:, None]
         n = counts.shape[1]
-        parts = np.concatenate(
-            [centred[HARMFUL] - centred[HARMLESS], centred[2 + HARMFUL] - centred[2 + HARMLESS]]
-        ).astype(np.float32)
+        parts = np.zeros((2 * n, self.sums.shape[2]), dtype=np.float32)
+        for arm, (sign, rows) in enumerate(
+            zip((-1.0, 1.0, -1.0, 1.0), (parts[:n], parts[:n], parts[n:], parts[n:]), strict=True)
+        ):
+            centred = self.sums[arm] - np.outer(counts[arm], means[arm])
+            rows += (sign / pairs[arm] * centred).astype(np.float32)
         gram: SingleArray = parts @ parts.T
         cross: SingleArray = (gram[:n, n:] + gram[n:, :n]) / np.float32(2)
         return gram[:n, :n], cross, gram[n:, n:]
