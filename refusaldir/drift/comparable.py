@@ -7,10 +7,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from refusaldir.directions.reader import CaptureReader, PromptLike
-from refusaldir.errors import CaptureMismatchError
+from refusaldir.errors import CaptureMismatchError, DirectionError
 from refusaldir.records import HARMFUL, HARMLESS, Positions, Provenance
 
-#: Fewest prompts of a class that both captures must hold.
+#: Fewest prompts of a class that both captures must hold; no interval is worth it below.
 MIN_SHARED = 8
 
 #: Smallest share of either capture's prompts that both must hold.
@@ -119,6 +119,7 @@ def require_comparable(
     Raises:
         CaptureMismatchError: Naming everything that differs, with both values; or too few
             prompts in common.
+        DirectionError: A class has fewer than `MIN_SHARED` prompts.
     """
     b, t = base.provenance, tuned.provenance
     differs: dict[str, tuple[object, object]] = {}
@@ -160,6 +161,16 @@ def require_comparable(
             equal(name, left, right)
     if differs or pair is None:
         raise _mismatch(b, t, differs)
+    for label, name in ((HARMFUL, "harmful"), (HARMLESS, "harmless")):
+        count = int(np.sum(pair[0].labels == label))
+        if count < MIN_SHARED:
+            raise DirectionError(
+                f"too few {name} prompts to compare",
+                expected=f"at least {MIN_SHARED}",
+                got=count,
+                where=f"{b.model.name} and {t.model.name}",
+                next_step="Extract both models with more prompts; refusaldir plan says how many",
+            )
     return Comparable(base=pair[0], tuned=pair[1], notes=tuple(notes))
 
 

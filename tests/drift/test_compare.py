@@ -8,7 +8,7 @@ import pytest
 
 from refusaldir.drift.compare import compare
 from refusaldir.drift.verdict import QUESTIONS, question_level
-from refusaldir.errors import CaptureMismatchError, DirectionError
+from refusaldir.errors import CaptureError, CaptureMismatchError, DirectionError
 
 
 def finding(result, kind):
@@ -177,7 +177,7 @@ class TestRanking:
 
 def test_few_intents_are_noted_and_too_few_refused(plant):
     assert any("only 8 intents" in note for note in compare(*plant(intents=8)).notes)
-    with pytest.raises(DirectionError, match="at least 4"):
+    with pytest.raises(DirectionError, match="at least 8"):
         compare(*plant(intents=3))
 
 
@@ -210,3 +210,31 @@ def test_torch_is_never_imported():
         "sys.exit(any(m in sys.modules for m in ('torch', 'transformers', 'sklearn', 'h5py')))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+class TestDamagedInput:
+    @pytest.mark.parametrize("which", ["base", "tuned", "both"])
+    def test_a_layer_without_any_variance_says_no_signal_and_harms_no_other(self, plant, which):
+        base, tuned = plant(degrees=30, layers=4)
+        for name, capture in (("base", base), ("tuned", tuned)):
+            if which in (name, "both"):
+                capture.values["resid_pre"][:, 2] = 1.0
+        result = compare(base, tuned, draws=50)
+        row = result.layers[2]
+        assert not row.signal and row.rotation.value is None and "no signal" in row.rotation.note
+        assert result.layers[1].rotation.value is not None
+        json.dumps(result.to_dict(), allow_nan=False)
+
+    def test_activations_that_are_all_the_same(self, plant):
+        base, tuned = plant()
+        flat = base.mapped(lambda v: np.ones_like(v))
+        with pytest.raises(DirectionError, match="no site carries any signal"):
+            compare(flat, tuned)
+
+    @pytest.mark.parametrize("which", ["base", "tuned"])
+    def test_one_nan_is_refused_with_its_place(self, plant, which):
+        captures = dict(zip(("base", "tuned"), plant(layers=3), strict=True))
+        captures[which].values["resid_pre"][7, 2, 0, 3] = np.nan
+        with pytest.raises(CaptureError, match=r"1 NaN or infinite") as caught:
+            compare(captures["base"], captures["tuned"])
+        assert "resid_pre.2" in str(caught.value)
