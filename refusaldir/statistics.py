@@ -266,8 +266,8 @@ def simultaneous_critical(
     """Critical value for intervals that cover all figures at once (max-statistic).
 
     Gaussian multiplier bootstrap of the jackknife deviations (Chernozhukov, Chetverikov &
-    Kato 2013): the quantile of ``max_j |Σ_c g_c d_cj| / se_j``, widened by the ratio of
-    Student's t to the normal for few clusters and never below the pointwise value.
+    Kato 2013): the quantile of ``max_j |Σ_c g_c d_cj| / se_j``, taken to Student's t at the same
+    tail for few clusters and never below the pointwise value.
 
     Args:
         deviations: From `Clusters.centre`, one column per figure; columns without spread are
@@ -286,7 +286,7 @@ def simultaneous_critical(
     rng = np.random.default_rng(seed)
     draws = rng.standard_normal((n_boot, len(standard))) @ standard
     critical = float(np.quantile(np.abs(draws).max(axis=1), level))
-    return max(critical * pointwise / critical_value(level), pointwise)
+    return max(-float(stats.t.ppf(stats.norm.cdf(-critical), df)), pointwise)
 
 
 def mean(values: ArrayLike, clusters: Clusters, *, level: float = 0.95, note: str = "") -> Estimate:
