@@ -1,0 +1,1 @@
+"""Which layers a fine-tune disturbed."""
