@@ -110,4 +110,4 @@ def plan(
         following = f"refusaldir diff {base} TUNED_MODEL"
     else:
         following = f"refusaldir diff {base} {tuned}"
-    stderr().print(f"Next: {following}", soft_wrap=True)
+    stderr().print(f"Next: {following}", soft_wrap=True, markup=False, highlight=False)

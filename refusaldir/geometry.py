@@ -45,6 +45,12 @@ def unit(vector: Float[np.ndarray, " d_model"]) -> Float[np.ndarray, " d_model"]
     return result
 
 
+def signed_root(x: Float[np.ndarray, "*any"] | float) -> Float[np.ndarray, "*any"]:
+    """``sign(x)·√|x|``: the length behind an unbiased square, which may be negative."""
+    result: FloatArray = np.sign(x) * np.sqrt(np.abs(x))
+    return result
+
+
 def cosine(a: Float[np.ndarray, " d_model"], b: Float[np.ndarray, " d_model"]) -> float:
     """Cosine of the angle between two vectors, in [−1, 1]; biased if they are sample means.
 

@@ -5,14 +5,17 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 
+from refusaldir.drift.contrasts import Design
 from refusaldir.prompts.schema import Prompt, Turn
 from refusaldir.records import (
     ModelIdentity,
     Positions,
     Provenance,
+    Site,
     TemplateIdentity,
     content_hash,
 )
+from refusaldir.statistics import Clusters
 
 
 @dataclass
@@ -183,6 +186,19 @@ def plant(
         values[:, 0] = middle  # nothing has reached the template tokens yet
         captures.append(make_capture(values, prompts, name=("base", "tuned")[side]))
     return captures[0], captures[1]
+
+
+def site(layer=0):
+    """The last token's site at a layer."""
+    return Site(hook="resid_pre", layer=layer, position=-1)
+
+
+def design_of(n, matched):
+    """``n`` intents with twins, or ``n`` intents of each class."""
+    y = np.tile([0, 1], n)
+    ids = np.repeat(np.arange(n), 2) if matched else np.arange(2 * n)
+    clusters = Clusters.of(ids.tolist(), y)
+    return Design(y, clusters, np.zeros(2 * n, dtype=np.int64))
 
 
 @pytest.fixture(name="plant")

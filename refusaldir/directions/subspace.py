@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from refusaldir.directions.category_sample import CategorySample, category_sample
 from refusaldir.errors import DirectionError
 from refusaldir.geometry import overlap
+from refusaldir.statistics import randomisation_p
 
 FloatArray = NDArray[np.float64]
 
@@ -142,7 +143,7 @@ def subspace(
         while k < considered:
             draws = _null(sample, halves, k, seed)
             null[k] = np.quantile(draws, 1 - ALPHA)
-            p_value[k] = (1 + np.sum(draws >= observed[k])) / (1 + len(draws))
+            p_value[k] = randomisation_p(observed[k], draws)
             if p_value[k] > ALPHA or observed[k] <= _ROUNDING * values[0]:
                 break
             k += 1

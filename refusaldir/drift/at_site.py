@@ -8,8 +8,8 @@ from refusaldir.drift.comparable import Rows, require_comparable
 from refusaldir.drift.contrasts import Design
 from refusaldir.drift.layer import layer_drift
 from refusaldir.drift.result import LayerDrift
-from refusaldir.drift.second_order import Deviations
 from refusaldir.records import Site
+from refusaldir.statistics import Deviations
 
 
 def drift_at(

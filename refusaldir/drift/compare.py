@@ -15,9 +15,9 @@ from refusaldir.drift.harmfulness import HarmfulnessDrift, harmfulness_drift
 from refusaldir.drift.layer import layer_drift
 from refusaldir.drift.ranking import RANKING_RULE, rank_layers
 from refusaldir.drift.result import MARGINS, DriftResult, LayerDrift, Margins, SiteRotation
-from refusaldir.drift.second_order import Deviations
 from refusaldir.drift.verdict import findings, question_level, sentences
 from refusaldir.records import HARMFUL, Site
+from refusaldir.statistics import Deviations
 
 __all__ = ["DriftResult", "compare"]
 

@@ -15,10 +15,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from refusaldir.directions.site import has_signal
-from refusaldir.drift.second_order import Deviations, centred_kernel
 from refusaldir.geometry import Inner, MeanProducts, angle_degrees, mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
-from refusaldir.statistics import Clusters, jackknife
+from refusaldir.statistics import Clusters, Deviations, centred_kernel, jackknife
 
 FloatArray = NDArray[np.float64]
 SingleArray = NDArray[np.float32]
@@ -29,7 +28,7 @@ R_TUNED = np.array([0.0, 0.0, -1.0, 1.0])
 SHIFT = {HARMLESS: np.array([-1.0, 0.0, 1.0, 0.0]), HARMFUL: np.array([0.0, -1.0, 0.0, 1.0])}
 
 #: A direction carries a ratio when its squared norm is this many standard errors above 0.
-_CLEAR = 2.0
+CLEAR = 2.0
 
 
 class Design:
@@ -150,22 +149,25 @@ class Contrasts:
         )
 
     @cached_property
+    def norm_errors(self) -> dict[str, float]:
+        """Standard error of each model's ``‖r‖²*``, by ``"base"`` and ``"tuned"``."""
+        return {
+            name: math.sqrt(self.deviations(**{name: 1.0}).variance) for name in ("base", "tuned")
+        }
+
+    @cached_property
     def within_noise(self) -> str:
         """Why the norms do not carry a ratio; empty when both stand out of their noise."""
-        for name, inner, weights in (
-            ("base", self.base, {"base": 1.0}),
-            ("tuned", self.tuned, {"tuned": 1.0}),
-        ):
+        for name, inner in (("base", self.base), ("tuned", self.tuned)):
             if not inner.corrected > 0:
                 return (
                     f"not estimable: the {name} direction's squared norm, corrected for noise, is "
                     f"{inner.corrected:.3g}, not above 0"
                 )
-            error = math.sqrt(self.deviations(**weights).variance)
-            if inner.corrected < _CLEAR * error:
+            if inner.corrected < CLEAR * self.norm_errors[name]:
                 return (
                     f"not estimable: the {name} direction's squared norm, corrected for noise, is "
-                    f"{inner.corrected:.3g}, less than {_CLEAR:g} standard errors above 0"
+                    f"{inner.corrected:.3g}, less than {CLEAR:g} standard errors above 0"
                 )
         return ""
 

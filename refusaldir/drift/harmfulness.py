@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refusaldir.drift.result import LayerDrift
-from refusaldir.drift.second_order import Deviations
 from refusaldir.records import Estimate, Site
+from refusaldir.statistics import Deviations
 
 
 @dataclass(frozen=True, kw_only=True)

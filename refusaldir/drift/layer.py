@@ -30,10 +30,9 @@ from refusaldir.drift.contrasts import (
 )
 from refusaldir.drift.disturbance import linear_cka, relative_change
 from refusaldir.drift.result import ByClass, Change, Crossed, LayerDrift, TopDimension
-from refusaldir.drift.second_order import Deviations
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
-from refusaldir.statistics import jackknife
+from refusaldir.statistics import Deviations, jackknife
 
 FloatArray = NDArray[np.float64]
 

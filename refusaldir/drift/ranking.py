@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 from refusaldir.drift.result import LayerDrift, RankedLayer
-from refusaldir.drift.second_order import Deviations, simultaneous_bands
 from refusaldir.records import Estimate
+from refusaldir.statistics import Deviations, simultaneous_bands
 
 RANKING_RULE = (
     "Layers by the lower end of 1 − corrected cosine, with intervals that hold over all layers at "

@@ -10,7 +10,7 @@ from refusaldir.records import Estimate, Provenance, Site
 if TYPE_CHECKING:
     from refusaldir.drift.context import Context
     from refusaldir.drift.harmfulness import HarmfulnessDrift
-    from refusaldir.drift.second_order import Deviations
+    from refusaldir.statistics import Deviations
 
 
 @dataclass(frozen=True, kw_only=True)

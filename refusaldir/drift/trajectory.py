@@ -12,8 +12,8 @@ from typing import Any
 from refusaldir.drift.contrasts import angle
 from refusaldir.drift.floors import FLOOR_COSINE
 from refusaldir.drift.result import ByClass
-from refusaldir.drift.second_order import Deviations, simultaneous_bands
 from refusaldir.records import Estimate, Site
+from refusaldir.statistics import Deviations, simultaneous_bands
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

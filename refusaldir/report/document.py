@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from refusaldir import __version__
 from refusaldir.errors import StoreError
 from refusaldir.report.files import write_atomic
-from refusaldir.report.schema import diff_schema, first_violation
+from refusaldir.report.schema import document_schema, first_violation
 from refusaldir.report.verdict import verdict
 
 if TYPE_CHECKING:
@@ -155,7 +155,7 @@ def load_document(path: str | Path) -> Document:
         StoreError: The file is missing, unreadable, truncated, foreign, of another version or
             damaged.
     """
-    return load_kind(path, "diff", SCHEMA, SCHEMA_VERSION, diff_schema())
+    return load_kind(path, "diff", SCHEMA, SCHEMA_VERSION, document_schema("diff"))
 
 
 def load_kind(

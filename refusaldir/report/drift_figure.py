@@ -16,7 +16,7 @@ from refusaldir.report.canvas import (
     heading,
     style,
 )
-from refusaldir.report.panel import Panel, Series, draw_panel
+from refusaldir.report.panel import Panel, Series, stack_panels
 from refusaldir.report.text import model_names, number, percent, visible
 
 if TYPE_CHECKING:
@@ -46,25 +46,15 @@ def drift_figure(document: Row) -> "Figure":
         rows = drift["layers"]
         layers = [row["layer"] for row in rows]
         panels = _panels(drift)
-        left, right, top, bottom, height, gap = 0.62, 1.32, 0.92, 0.98, 1.38, 0.42
-        total = top + bottom + len(panels) * height + (len(panels) - 1) * gap
-        figure = Figure(figsize=(WIDTH, total))
+        figure = Figure(figsize=(WIDTH, WIDTH))
+        stack = stack_panels(figure, panels, layers, height=1.38, bottom=0.98)
         heading(figure, "Refusal-direction drift by layer", _subtitle(document))
         lost = [r["layer"] for r in rows if r["rotation"]["value"] is None]
-        axes = None
-        for i, panel in enumerate(panels):
-            base = total - top - height - i * (height + gap)
-            axes = figure.add_axes(
-                (left / WIDTH, base / total, (WIDTH - left - right) / WIDTH, height / total),
-                sharex=axes,
-            )
-            draw_panel(axes, panel, layers, 72 * height)
+        for axes in stack:
             for layer in lost:
                 axes.axvspan(layer - 0.5, layer + 0.5, color=SHADE, lw=0, zorder=0)
             axes.axvline(drift["site"]["layer"], color=BLACK, lw=0.8, ls=(0, (1, 2)), zorder=1)
-            axes.tick_params(labelbottom=i == len(panels) - 1)
-        if axes is None:
-            raise ValueError("a figure needs at least one panel")
+        axes = stack[-1]
         axes.set_xlim(min(layers) - 0.5, max(layers) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=12, integer=True, min_n_ticks=1))
         axes.set_xlabel(f"Layer ({drift['hook']})")

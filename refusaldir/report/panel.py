@@ -9,6 +9,10 @@ from refusaldir.report.canvas import BLACK
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+#: Room around stacked panels and between them, in inches.
+_LEFT, _RIGHT, _TOP, _GAP = 0.62, 1.32, 0.92, 0.42
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +40,42 @@ class Panel:
     reference: float | None
     least_span: float
     ceiling: float = math.inf
+
+
+def stack_panels(
+    figure: "Figure",
+    panels: Sequence[Panel],
+    places: Sequence[int],
+    *,
+    height: float,
+    bottom: float,
+) -> list["Axes"]:
+    """Draw panels below one another over one horizontal axis; the figure becomes as tall as that.
+
+    Args:
+        figure: The figure; its width is kept.
+        panels: From top to bottom; at least one.
+        places: Where on the horizontal axis the values of every curve lie.
+        height: Of each panel, in inches.
+        bottom: Room below the last, in inches.
+
+    Returns:
+        The axes, from top to bottom.
+    """
+    total = _TOP + bottom + len(panels) * height + (len(panels) - 1) * _GAP
+    width = figure.get_figwidth()
+    figure.set_figheight(total)
+    stack: list[Axes] = []
+    for i, panel in enumerate(panels):
+        base = total - _TOP - height - i * (height + _GAP)
+        axes = figure.add_axes(
+            (_LEFT / width, base / total, (width - _LEFT - _RIGHT) / width, height / total),
+            sharex=stack[0] if stack else None,
+        )
+        draw_panel(axes, panel, places, 72 * height)
+        axes.tick_params(labelbottom=i == len(panels) - 1)
+        stack.append(axes)
+    return stack
 
 
 def draw_panel(axes: "Axes", panel: Panel, layers: Sequence[int], height: float) -> None:

@@ -29,9 +29,13 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 
 
 @cache
-def diff_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of ``diff.json``; treat it as read-only."""
-    text = files("refusaldir.report").joinpath("data/diff.schema.json").read_text("utf-8")
+def document_schema(kind: str) -> dict[str, Any]:
+    """Return the JSON Schema (draft 2020-12) of a document; treat it as read-only.
+
+    Args:
+        kind: ``"diff"`` or ``"trajectory"``: the file's name without ending.
+    """
+    text = files("refusaldir.report").joinpath(f"data/{kind}.schema.json").read_text("utf-8")
     schema: dict[str, Any] = json.loads(text)
     return schema
 

@@ -5,16 +5,14 @@ table and figure are drawn. ``data/trajectory.schema.json`` defines every field 
 checkpoint's own ``diff.json`` lies in the folder of its name beside it.
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
-from functools import cache
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusaldir import __version__
 from refusaldir.report.document import Document, load_kind, plain
+from refusaldir.report.schema import document_schema
 from refusaldir.report.text import number, percent
 from refusaldir.report.verdict import AXES
 
@@ -33,14 +31,6 @@ _LIMITS = (
     "It follows one direction, at one site chosen on base. It shows when that direction drifts, "
     "not what in the training data made it.",
 )
-
-
-@cache
-def trajectory_schema() -> dict[str, Any]:
-    """Return the JSON Schema (draft 2020-12) of ``trajectory.json``; treat it as read-only."""
-    text = files("refusaldir.report").joinpath("data/trajectory.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
-    return schema
 
 
 def build_trajectory(
@@ -108,7 +98,7 @@ def load_trajectory(path: str | Path) -> Document:
     Raises:
         StoreError: As `refusaldir.report.document.load_document` says.
     """
-    return load_kind(path, "trajectory", SCHEMA, SCHEMA_VERSION, trajectory_schema())
+    return load_kind(path, "trajectory", SCHEMA, SCHEMA_VERSION, document_schema("trajectory"))
 
 
 def _notes(names: Sequence[str], documents: Sequence[Row]) -> list[str]:

@@ -17,7 +17,7 @@ from refusaldir.report.canvas import (
     save_figure,
     style,
 )
-from refusaldir.report.panel import Panel, Series, draw_panel
+from refusaldir.report.panel import Panel, Series, stack_panels
 from refusaldir.report.text import number, percent, visible
 
 if TYPE_CHECKING:
@@ -48,24 +48,14 @@ def trajectory_figure(document: Row) -> "Figure":
         points = document["checkpoints"]
         places, by_step = _places(points)
         panels = _panels(points)
-        left, right, top, bottom, height, gap = 0.62, 1.32, 0.92, 1.16, 1.28, 0.42
-        total = top + bottom + len(panels) * height + (len(panels) - 1) * gap
-        figure = Figure(figsize=(WIDTH, total))
+        figure = Figure(figsize=(WIDTH, WIDTH))
+        stack = stack_panels(figure, panels, places, height=1.28, bottom=1.16)
         heading(figure, "Refusal-direction drift over checkpoints", _subtitle(document))
-        axes = None
-        for i, panel in enumerate(panels):
-            base = total - top - height - i * (height + gap)
-            axes = figure.add_axes(
-                (left / WIDTH, base / total, (WIDTH - left - right) / WIDTH, height / total),
-                sharex=axes,
-            )
-            draw_panel(axes, panel, places, 72 * height)
-            for place, point in zip(places, points, strict=True):
-                if point["name"] == document["first_rotation"]:
+        for place, point in zip(places, points, strict=True):
+            if point["name"] == document["first_rotation"]:
+                for axes in stack:
                     axes.axvline(place, color=BLACK, lw=0.8, ls=(0, (1, 2)), zorder=1)
-            axes.tick_params(labelbottom=i == len(panels) - 1)
-        if axes is None:
-            raise ValueError("a figure needs at least one panel")
+        axes = stack[-1]
         room = 0.5 if len(places) == 1 else 0.03 * (places[-1] - places[0])
         axes.set_xlim(places[0] - room, places[-1] + room)
         if len(points) <= _NAMED:

@@ -43,3 +43,12 @@ def run(monkeypatch, capsys, tmp_path):
         return Outcome(code, out, err)
 
     return go
+
+
+@pytest.fixture
+def captured(run, base_model, tuned_model, prompt_file):
+    """Run a command line in a directory that holds captures of base and tuned."""
+    for name, model in (("base", base_model), ("tuned", tuned_model)):
+        done = run("extract", model, "-p", prompt_file, "--out", f"{name}.h5", "--device", "cpu")
+        assert done.code == 0, done.err
+    return run

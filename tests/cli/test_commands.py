@@ -14,14 +14,6 @@ import pytest
 import refusaldir
 
 
-@pytest.fixture
-def captured(run, base_model, tuned_model, prompt_file):
-    for name, model in (("base", base_model), ("tuned", tuned_model)):
-        done = run("extract", model, "-p", prompt_file, "--out", f"{name}.h5", "--device", "cpu")
-        assert done.code == 0, done.err
-    return run
-
-
 def test_extract_then_show(run, base_model, prompt_file, tmp_path):
     done = run("extract", base_model, "-p", prompt_file, "--hook", "resid_pre", "--hook", "mlp_out",
                "--layers", "0,2", "--positions", "inst,-1", "--out", "a/b.h5")  # fmt: skip

@@ -7,14 +7,6 @@ import sys
 import pytest
 
 
-@pytest.fixture
-def captured(run, base_model, tuned_model, prompt_file):
-    for name, model in (("base", base_model), ("tuned", tuned_model)):
-        done = run("extract", model, "-p", prompt_file, "--out", f"{name}.h5", "--device", "cpu")
-        assert done.code == 0, done.err
-    return run
-
-
 def test_without_a_pilot(run):
     done = run("plan")
     assert done.code == 0, done.err

@@ -5,9 +5,8 @@ import pytest
 
 from refusaldir.drift.contrasts import Contrasts, Design, raw_rotation, rotation, shrinkage
 from refusaldir.drift.layer import layer_drift, translation
-from refusaldir.drift.second_order import centred_kernel
 from refusaldir.records import Site
-from refusaldir.statistics import Clusters, critical_value
+from refusaldir.statistics import Clusters, centred_kernel, critical_value
 
 SITE = Site(hook="resid_pre", layer=1, position=-1)
 

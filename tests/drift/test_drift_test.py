@@ -4,28 +4,16 @@ import json
 
 import numpy as np
 import pytest
+from planted import design_of, site
 from scipy import stats
 
 from refusaldir.drift.contrasts import R_BASE, R_TUNED, Contrasts, Design
 from refusaldir.drift.nulls.drift_test import SignFlipTest
 from refusaldir.errors import RefusaldirError
 from refusaldir.geometry import mean_products
-from refusaldir.records import Site
 from refusaldir.statistics import Clusters
 
 CHANGE = R_TUNED - R_BASE
-
-
-def site(layer=0):
-    return Site(hook="resid_pre", layer=layer, position=-1)
-
-
-def design_of(n, matched):
-    """``n`` intents with twins, or ``n`` intents of each class."""
-    y = np.tile([0, 1], n)
-    ids = np.repeat(np.arange(n), 2) if matched else np.arange(2 * n)
-    clusters = Clusters.of(ids.tolist(), y)
-    return Design(y, clusters, np.zeros(2 * n, dtype=np.int64))
 
 
 def models(design, rng, *, d=12, norm=4.0, change=0.0, noise=1.0, common=3.0, loud=1.0):

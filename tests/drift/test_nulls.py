@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from planted import design_of, site
 
 from refusaldir.drift.contrasts import R_BASE, R_TUNED, Contrasts, Design
 from refusaldir.drift.nulls.draws import exchanged_labels, halves
@@ -11,21 +12,10 @@ from refusaldir.drift.nulls.nulls import Nulls
 from refusaldir.drift.nulls.rulers import METHODS, QUANTILES
 from refusaldir.errors import RefusaldirError
 from refusaldir.geometry import cosine
-from refusaldir.records import HARMFUL, HARMLESS, Site
+from refusaldir.records import HARMFUL, HARMLESS
 from refusaldir.statistics import Clusters
 
 NO_SHIFT = {HARMFUL: 0.0, HARMLESS: 0.0}
-
-
-def site(layer=0):
-    return Site(hook="resid_pre", layer=layer, position=-1)
-
-
-def design_of(n, matched):
-    y = np.tile([0, 1], n)
-    ids = np.repeat(np.arange(n), 2) if matched else np.arange(2 * n)
-    clusters = Clusters.of(ids.tolist(), y)
-    return Design(y, clusters, np.zeros(2 * n, dtype=np.int64))
 
 
 def models(design, rng, *, d=10, norm=4.0, shared=0.9, degrees=0.0):

@@ -22,9 +22,10 @@ from refusaldir.report.document import (
     to_json,
     write_json,
 )
-from refusaldir.report.schema import CHECKED, DESCRIBING, diff_schema, first_violation
+from refusaldir.report.schema import CHECKED, DESCRIBING, document_schema, first_violation
 
-VALIDATOR = Draft202012Validator(diff_schema())
+SCHEMA_OF_DIFF = document_schema("diff")
+VALIDATOR = Draft202012Validator(SCHEMA_OF_DIFF)
 
 
 def nodes(value, path=()):
@@ -58,32 +59,32 @@ def subschemas(schema):
 
 
 def test_the_schema_is_a_valid_schema():
-    Draft202012Validator.check_schema(diff_schema())
+    Draft202012Validator.check_schema(SCHEMA_OF_DIFF)
 
 
 def test_every_field_is_described():
-    for schema in subschemas(diff_schema()):
+    for schema in subschemas(SCHEMA_OF_DIFF):
         for name, field in schema.get("properties", {}).items():
             assert len(field.get("description", "")) > 10, name
 
 
 def test_every_object_with_fields_is_closed_and_requires_them_all():
-    for schema in subschemas(diff_schema()):
+    for schema in subschemas(SCHEMA_OF_DIFF):
         if "properties" in schema:
             assert schema["additionalProperties"] is False
             assert set(schema["required"]) == set(schema["properties"])
 
 
 def test_the_schema_uses_only_keywords_that_the_checker_knows():
-    for schema in subschemas(diff_schema()):
+    for schema in subschemas(SCHEMA_OF_DIFF):
         assert set(schema) <= CHECKED | DESCRIBING
         if "$ref" in schema:
-            assert schema["$ref"].removeprefix("#/$defs/") in diff_schema()["$defs"]
+            assert schema["$ref"].removeprefix("#/$defs/") in SCHEMA_OF_DIFF["$defs"]
 
 
 def test_the_version_of_the_schema_is_the_version_written():
-    assert diff_schema()["properties"]["schema_version"]["const"] == SCHEMA_VERSION
-    assert diff_schema()["$id"].endswith(f":{SCHEMA_VERSION}")
+    assert SCHEMA_OF_DIFF["properties"]["schema_version"]["const"] == SCHEMA_VERSION
+    assert SCHEMA_OF_DIFF["$id"].endswith(f":{SCHEMA_VERSION}")
 
 
 # --- documents obey it -----------------------------------------------------------------------
@@ -93,7 +94,7 @@ def test_the_version_of_the_schema_is_the_version_written():
 def test_made_up_documents_obey_the_schema(make_document, layers, categories):
     document = make_document(layers, categories, lost=0 if layers == 1 else 1)
     VALIDATOR.validate(document)
-    assert first_violation(document, diff_schema()) is None
+    assert first_violation(document, SCHEMA_OF_DIFF) is None
 
 
 def test_a_computed_result_obeys_the_schema(computed):
@@ -289,7 +290,7 @@ def test_the_checker_agrees_with_jsonschema_on_mutated_documents(data):
         holder["unheard_of"] = data.draw(values)
     else:
         holder[path[-1]] = data.draw(values)
-    assert (first_violation(document, diff_schema()) is None) == VALIDATOR.is_valid(document)
+    assert (first_violation(document, SCHEMA_OF_DIFF) is None) == VALIDATOR.is_valid(document)
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,16 @@ from refusaldir.drift.trajectory import Checkpoint, trajectory
 from refusaldir.errors import StoreError
 from refusaldir.records import Estimate, Site
 from refusaldir.report.document import load_document, write_json
-from refusaldir.report.schema import CHECKED, DESCRIBING, diff_schema, first_violation
+from refusaldir.report.schema import CHECKED, DESCRIBING, document_schema, first_violation
 from refusaldir.report.trajectory_document import (
     SCHEMA_VERSION,
     build_trajectory,
     load_trajectory,
-    trajectory_schema,
 )
 from refusaldir.report.trajectory_figure import trajectory_figure, write_trajectory_figure
 from refusaldir.report.trajectory_table import trajectory_report
 
-VALIDATOR = Draft202012Validator(trajectory_schema())
+VALIDATOR = Draft202012Validator(document_schema("trajectory"))
 
 
 def estimate(value, half=0.05):
@@ -68,7 +67,7 @@ def subschemas(schema):
 
 
 def test_the_schema_is_valid_closed_and_of_this_version():
-    schema = trajectory_schema()
+    schema = document_schema("trajectory")
     Draft202012Validator.check_schema(schema)
     assert schema["properties"]["schema_version"]["const"] == SCHEMA_VERSION
     assert schema["$id"].endswith(f":{SCHEMA_VERSION}")
@@ -81,15 +80,16 @@ def test_the_schema_is_valid_closed_and_of_this_version():
 
 
 def test_what_it_shares_with_a_diff_document_is_defined_alike():
-    for name in set(trajectory_schema()["$defs"]) & set(diff_schema()["$defs"]):
-        assert trajectory_schema()["$defs"][name] == diff_schema()["$defs"][name], name
+    own, diff = (document_schema(kind)["$defs"] for kind in ("trajectory", "diff"))
+    for name in set(own) & set(diff):
+        assert own[name] == diff[name], name
 
 
 @pytest.mark.parametrize("measured", [True, False])
 def test_documents_obey_the_schema_and_read_back(make_document, tmp_path, measured):
     document = made_up(make_document, measured=measured)
     VALIDATOR.validate(document)
-    assert first_violation(document, trajectory_schema()) is None
+    assert first_violation(document, document_schema("trajectory")) is None
     path = write_json(document, tmp_path / "trajectory.json")
     assert load_trajectory(path) == document
 

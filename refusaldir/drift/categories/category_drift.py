@@ -43,10 +43,9 @@ from refusaldir.drift.contrasts import (
     shrinkage,
 )
 from refusaldir.drift.layer import within_sd
-from refusaldir.drift.second_order import Deviations
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
-from refusaldir.statistics import Clusters, holm
+from refusaldir.statistics import Clusters, Deviations, holm
 
 FloatArray = NDArray[np.float64]
 

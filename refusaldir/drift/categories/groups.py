@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from refusaldir.records import Estimate
-from refusaldir.statistics import Clusters, critical_value, simultaneous_critical
+from refusaldir.statistics import Clusters, band_widening, critical_value
 
 FloatArray = NDArray[np.float64]
 
@@ -126,9 +126,7 @@ def group_bands(
     firsts = [figure.first for figure in column if figure.first is not None]
     if not firsts:
         return (None,) * len(column)
-    wider = simultaneous_critical(
-        np.stack(firsts, axis=1), level=level, df=clusters.df, seed=seed
-    ) / critical_value(level, clusters.df)
+    wider = band_widening(firsts, clusters, level=level, seed=seed)
     bands: list[Estimate | None] = []
     for figure in column:
         if figure.first is None:

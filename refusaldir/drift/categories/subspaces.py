@@ -32,7 +32,7 @@ from refusaldir.directions.subspace import subspace
 from refusaldir.errors import DirectionError
 from refusaldir.geometry import overlap, principal_angles
 from refusaldir.records import Estimate
-from refusaldir.statistics import Clusters, jackknife
+from refusaldir.statistics import Clusters, jackknife, randomisation_p
 
 FloatArray = NDArray[np.float64]
 
@@ -190,7 +190,7 @@ def subspace_drift(
         unchanged=(low, middle, high),
         halves=halves,
         corrected=corrected,
-        p_value=float((1 + np.sum(null <= seen * (1 + 1e-9))) / (1 + draws)),
+        p_value=randomisation_p(-seen, -null),
         categories=own.categories,
         left_out=own.left_out,
         n=own.n,

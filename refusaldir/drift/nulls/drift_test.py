@@ -40,8 +40,9 @@ from numpy.typing import NDArray
 from refusaldir.drift.contrasts import Design
 from refusaldir.drift.nulls.intent_products import IntentProducts
 from refusaldir.errors import RefusaldirError
-from refusaldir.geometry import mean_products
+from refusaldir.geometry import mean_products, signed_root
 from refusaldir.records import HARMFUL, HARMLESS, Site
+from refusaldir.statistics import randomisation_p
 
 FloatArray = NDArray[np.float64]
 
@@ -186,7 +187,7 @@ class SignFlipTest:
         scale = math.sqrt(2 * float(np.sum(products**2)) + float(linear @ linear))
         drawn = np.einsum("dc,dc->d", self._signs @ products, self._signs) + self._signs @ linear
         self._sites.append(site)
-        self._sizes.append(_signed_root(moved / squared) if squared > 0 else None)
+        self._sizes.append(float(signed_root(moved / squared)) if squared > 0 else None)
         # A site where nothing changed takes no part: it never stands out.
         self._observed.append(observed / scale if scale > 0 else -np.inf)
         self._null.append(drawn / scale if scale > 0 else np.full(len(drawn), -np.inf))
@@ -202,7 +203,12 @@ class SignFlipTest:
         observed, null = np.array(self._observed), np.stack(self._null)
         highest = null.max(axis=0)
         rows = tuple(
-            LayerTest(site=site, size=size, p_value=_p(t, alone), adjusted=_p(t, highest))
+            LayerTest(
+                site=site,
+                size=size,
+                p_value=randomisation_p(t, alone),
+                adjusted=randomisation_p(t, highest),
+            )
             for site, size, t, alone in zip(self._sites, self._sizes, observed, null, strict=True)
         )
         best = int(np.argmax(observed))
@@ -231,14 +237,3 @@ class SignFlipTest:
         along = sums @ r - counts * (sums.sum(axis=1) @ r / size)[:, None]
         error: FloatArray = 2 * contrast @ (along / size[:, None])
         return squared, error
-
-
-def _p(observed: float, null: FloatArray) -> float:
-    """Share of draws that reach what was seen, which is one of them; ties count."""
-    if not np.isfinite(observed):
-        return 1.0
-    return (1 + int(np.sum(null >= observed - 1e-9))) / (1 + len(null))
-
-
-def _signed_root(x: float) -> float:
-    return math.copysign(math.sqrt(abs(x)), x)

@@ -9,7 +9,9 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
+from refusaldir.geometry import signed_root
 from refusaldir.records import Estimate, Site
+from refusaldir.statistics import randomisation_p
 
 FloatArray = NDArray[np.float64]
 
@@ -141,17 +143,17 @@ def rulers(
         with_p = name in _WITH_P and np.isfinite(value)
         rows.append(
             _ruler(
-                _signed_root(value) if squares else value,
-                _signed_root(here) if squares else here,
+                float(signed_root(value)) if squares else value,
+                signed_root(here) if squares else here,
                 note,
-                p_value=_p(value, here) if with_p else None,
-                adjusted=_p(value / size, extreme) if with_p else None,
+                p_value=randomisation_p(value, here) if with_p else None,
+                adjusted=randomisation_p(value / size, extreme) if with_p else None,
             )
         )
     if squares:
         return rows, None
     most = float(_extreme(observed[:, None], lowest=lowest)[0])
-    p_value = _p(most, extreme) if name in _WITH_P and np.isfinite(most) else None
+    p_value = randomisation_p(most, extreme) if name in _WITH_P and np.isfinite(most) else None
     return rows, _ruler(most, extreme, "", p_value=p_value)
 
 
@@ -185,14 +187,3 @@ def _extreme(values: Float[np.ndarray, "site draw"], *, lowest: bool) -> Float[n
     end = filled.min(axis=0) if lowest else filled.max(axis=0)
     result: FloatArray = np.where(np.isfinite(end), end, math.nan)
     return result
-
-
-def _p(observed: float, drawn: FloatArray) -> float:
-    """Share of draws that reach the observed figure, which counts as one; ties reach it."""
-    values = drawn[np.isfinite(drawn)]
-    slack = 1e-9 * abs(observed)
-    return (1 + int(np.sum(values >= observed - slack))) / (1 + len(values))
-
-
-def _signed_root(x: Any) -> Any:
-    return np.sign(x) * np.sqrt(np.abs(x))

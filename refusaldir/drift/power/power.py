@@ -25,21 +25,16 @@ import numpy as np
 from scipy import optimize, stats
 
 from refusaldir.directions.reader import MIN_INTENTS
+from refusaldir.drift.contrasts import CLEAR
 from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
 from refusaldir.drift.power.noise import Noise
 from refusaldir.drift.power.shift_noise import ShiftNoise
 from refusaldir.errors import DirectionError
-from refusaldir.statistics import critical_value
+from refusaldir.statistics import FEWEST_DF, TAKEN, critical_value
 
 #: How often intervals of norms and cosines count the second-order variance (see `Deviations`),
 #: and those of translations, which are the plain jackknife's.
-_COUNTED, _COUNTED_JACKKNIFE = 1.25, 2.0
-
-#: Fewest degrees of freedom of an interval, where there are as many; as in `Deviations`.
-_FEWEST_DF = 8.0
-
-#: A direction carries a cosine when its squared norm is this many standard errors above 0.
-_CLEAR = 2.0
+_COUNTED, _COUNTED_JACKKNIFE = 2.0 - TAKEN, 2.0
 
 #: Largest number of intents that is still called an answer.
 MOST_INTENTS = 1_000_000
@@ -146,7 +141,7 @@ class Power:
     def _critical(self, n: int, share: float = 1.0) -> float:
         """Critical value; the share of the jackknife's variance sets the degrees of freedom."""
         most = float(max(n - self.noise.strata, 1))
-        df = min(max(n * share**2, min(_FEWEST_DF, most)), most)
+        df = min(max(n * share**2, min(FEWEST_DF, most)), most)
         return critical_value(self.level, df)
 
     def _estimable(self, n: int) -> float:
@@ -154,7 +149,7 @@ class Power:
         noise = self.noise
         second = 2 * noise.ratio**2 / noise.dimension
         error = math.sqrt(4 * noise.along / n + _COUNTED * second / (n * (n - 1)))
-        return float(stats.norm.cdf(1 / error - _CLEAR)) if error > 0 else 1.0
+        return float(stats.norm.cdf(1 / error - CLEAR)) if error > 0 else 1.0
 
 
 def _translation(noise: ShiftNoise, n: int, label: int, critical: float) -> Probability:

@@ -7,15 +7,12 @@ import numpy as np
 from jaxtyping import Float
 from numpy.typing import NDArray
 
-from refusaldir.drift.contrasts import R_BASE, SHIFT, Contrasts, root
-from refusaldir.drift.second_order import Deviations, centred_kernel
+from refusaldir.drift.contrasts import CLEAR, R_BASE, SHIFT, Contrasts, root
 from refusaldir.errors import DirectionError
 from refusaldir.records import HARMFUL, HARMLESS
+from refusaldir.statistics import Deviations, centred_kernel
 
 FloatArray = NDArray[np.float64]
-
-#: A direction's squared length is this many standard errors above 0, or nothing can be planned.
-_CLEAR = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +135,11 @@ def require_clear(contrasts: Contrasts, sides: tuple[str, ...] = ("base", "tuned
     if contrasts.reason:
         raise DirectionError(contrasts.reason, next_step="Choose another site")
     for name, inner in (("base", contrasts.base), ("tuned", contrasts.tuned)):
-        error = math.sqrt(contrasts.deviations(**{name: 1.0}).variance)
-        if name in sides and not inner.corrected > _CLEAR * error:
+        error = contrasts.norm_errors[name]
+        if name in sides and not inner.corrected > CLEAR * error:
             raise DirectionError(
                 f"the {name} direction is not clearly longer than its noise",
-                expected=f"a squared norm {_CLEAR:g} standard errors above 0",
+                expected=f"a squared norm {CLEAR:g} standard errors above 0",
                 got=f"{inner.corrected:.3g} with a standard error of {error:.3g}",
                 next_step="Choose another site, or capture more prompts",
             )

@@ -48,7 +48,7 @@ from refusaldir.drift.selectivity.result import (
 )
 from refusaldir.errors import DirectionError
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
-from refusaldir.statistics import jackknife
+from refusaldir.statistics import jackknife, randomisation_p
 
 FloatArray = NDArray[np.float64]
 
@@ -312,8 +312,6 @@ def _adjusted(
     return [
         row
         if row.p_value is None
-        else replace(
-            row, p_adjusted=float((1 + np.sum(least <= row.p_value * (1 + 1e-9))) / (1 + draws))
-        )
+        else replace(row, p_adjusted=randomisation_p(-row.p_value, -least))
         for row in rows
     ]

@@ -13,12 +13,11 @@ without bias from the U-centred Gram matrix of the intents (Székely & Rizzo 201
 42:2382), so it can be taken off.
 
 The estimate of V₁ + V₂ is noisy where V₂ dominates and its noise has few dimensions. Three
-guards keep the coverage: `_TAKEN` of the excess is taken off, not all of it; the variance never
+guards keep the coverage: `TAKEN` of the excess is taken off, not all of it; the variance never
 falls below `_FLOOR` of V₂; and Student's t has Satterthwaite's degrees of freedom. They were set
 once, by simulation; ``tests/benchmarks/coverage.py`` measures what they give.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,23 +25,17 @@ from jaxtyping import Float, Float32
 from numpy.typing import NDArray
 
 from refusaldir.records import Estimate
-from refusaldir.statistics import (
-    Clusters,
-    critical_value,
-    simultaneous_critical,
-    student_interval,
-)
-
-FloatArray = NDArray[np.float64]
+from refusaldir.statistics.clusters import Clusters
+from refusaldir.statistics.intervals import student_interval
 
 #: Share of the jackknife's excess that is taken off.
-_TAKEN = 0.75
+TAKEN = 0.75
 
 #: Lowest variance, as a share of the second-order part.
 _FLOOR = 0.6
 
 #: Fewest degrees of freedom, where there are as many.
-_FEWEST_DF = 8.0
+FEWEST_DF = 8.0
 
 #: Fewest clusters of a stratum for which the second-order part can be told.
 _FEWEST = 4
@@ -120,9 +113,7 @@ class Deviations:
     def second_order(self) -> tuple[float, float]:
         """The second-order variance V₂ and the jackknife's excess over V₁ + V₂."""
         variance = excess = 0.0
-        strata = [
-            np.flatnonzero(self.clusters.strata == s) for s in np.unique(self.clusters.strata)
-        ]
+        strata = _strata(self.clusters)
         for i, rows in enumerate(strata):
             if (n := len(rows)) < _FEWEST:
                 continue
@@ -143,7 +134,7 @@ class Deviations:
     def variance(self) -> float:
         """First- and second-order variance, with the guards of this module."""
         second, excess = self.second_order
-        return max(float(np.sum(self.first**2)) - _TAKEN * excess, _FLOOR * second)
+        return max(float(np.sum(self.first**2)) - TAKEN * excess, _FLOOR * second)
 
     @property
     def df(self) -> float:
@@ -156,7 +147,7 @@ class Deviations:
                 spread += len(squares) * float(np.var(squares, ddof=1))
         if spread <= 0:
             return most
-        return float(np.clip(2 * self.variance**2 / spread, min(_FEWEST_DF, most), most))
+        return float(np.clip(2 * self.variance**2 / spread, min(FEWEST_DF, most), most))
 
     def interval(
         self,
@@ -179,48 +170,3 @@ class Deviations:
             note=note,
             method="cluster jackknife with second-order variance",
         )
-
-
-def simultaneous_bands(
-    values: Sequence[float],
-    deviations: Sequence[Deviations],
-    *,
-    over: str,
-    level: float = 0.95,
-    seed: int = 0,
-    draws: int = 2000,
-) -> list[Estimate]:
-    """Intervals that cover all values at once, by the max-statistic.
-
-    Args:
-        values: The figures.
-        deviations: Of each figure, on the same clusters.
-        over: What the figures differ in, for `Estimate.method`, e.g. ``"over 30 layers"``.
-        level: Nominal simultaneous coverage.
-        seed: Seed of the multiplier bootstrap.
-        draws: Number of draws.
-    """
-    if not values:
-        return []
-    clusters = deviations[0].clusters
-    critical = simultaneous_critical(
-        np.stack([d.first for d in deviations], axis=1),
-        level=level,
-        df=clusters.df,
-        seed=seed,
-        n_boot=draws,
-    ) / critical_value(level, clusters.df)
-    halves = [
-        critical * critical_value(level, d.df) * float(np.sqrt(d.variance)) for d in deviations
-    ]
-    return [
-        Estimate(
-            value=v,
-            lower=float(v - h),
-            upper=float(v + h),
-            n=clusters.n,
-            level=level,
-            method=f"cluster jackknife with second-order variance, max-statistic band {over}",
-        )
-        for v, h in zip(values, halves, strict=True)
-    ]

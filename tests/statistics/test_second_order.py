@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from refusaldir.drift.second_order import Deviations, centred_kernel
-from refusaldir.statistics import Clusters, critical_value
+from refusaldir.statistics import Clusters, Deviations, centred_kernel, critical_value
 
 
 def one_stratum(n):
