@@ -10,11 +10,12 @@ from refusaldir.directions.reader import CaptureReader, clusters_of, read_layer,
 from refusaldir.directions.site import SiteChoice, choose_sites, fold_count, no_signal
 from refusaldir.drift.comparable import Comparable, require_comparable
 from refusaldir.drift.context import ContextWalk
-from refusaldir.drift.contrasts import Contrasts, Design, rotation, shrinkage
+from refusaldir.drift.contrasts import Contrasts, Design
 from refusaldir.drift.harmfulness import HarmfulnessDrift, harmfulness_drift
 from refusaldir.drift.layer import layer_drift
 from refusaldir.drift.ranking import RANKING_RULE, rank_layers
 from refusaldir.drift.result import MARGINS, DriftResult, LayerDrift, Margins, SiteRotation
+from refusaldir.drift.rotation import rotation, shrinkage
 from refusaldir.drift.verdict import findings, question_level, sentences
 from refusaldir.records import HARMFUL, Site
 from refusaldir.statistics import Deviations

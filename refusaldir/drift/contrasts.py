@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from scipy import sparse
 
 from refusaldir.directions.site import has_signal
-from refusaldir.geometry import Inner, MeanProducts, angle_degrees, mean_products
+from refusaldir.geometry import Inner, MeanProducts, mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
-from refusaldir.statistics import Clusters, Deviations, centred_kernel, jackknife
+from refusaldir.statistics import Clusters, Deviations, centred_kernel
 
 FloatArray = NDArray[np.float64]
 SingleArray = NDArray[np.float32]
@@ -191,106 +191,6 @@ def missing(clusters: Clusters, level: float, note: str) -> Estimate:
     return Estimate(value=None, n=clusters.n, level=level, note=note)
 
 
-def _same(clusters: Clusters, level: float) -> Estimate:
-    """The cosine, and the ratio of norms, of a direction with itself."""
-    return Estimate(
-        value=1.0,
-        lower=1.0,
-        upper=1.0,
-        n=clusters.n,
-        level=level,
-        method="exact",
-        note="the activations are identical",
-    )
-
-
 def root(x: FloatArray) -> FloatArray:
     """Square root, NaN where the argument is not positive."""
     return np.sqrt(np.where(x > 0, x, np.nan))
-
-
-def rotation(contrasts: Contrasts, *, level: float = 0.95) -> tuple[Estimate, Deviations | None]:
-    """Corrected cosine ``⟨rᵇ,rᵗ⟩*/√(‖rᵇ‖²*‖rᵗ‖²*)``, and what its variance is made of.
-
-    It may exceed 1 by sampling noise; it is not clipped. With ``λ = ‖rᵗ‖*/‖rᵇ‖*`` its error is,
-    to second order, that of the U-statistic ``⟨rᵇ,rᵗ⟩* − cos·½(λ‖rᵇ‖²* + ‖rᵗ‖²*/λ)`` over
-    ``‖rᵇ‖*‖rᵗ‖*``: an error of λ itself moves nothing to first order.
-
-    Returns:
-        The estimate (None with a note when not estimable) and its deviations, or None.
-    """
-    clusters = contrasts.design.clusters
-    if contrasts.reason:
-        return missing(clusters, level, contrasts.reason), None
-    if contrasts.identical:
-        nothing = Deviations(
-            first=np.zeros(clusters.n), second=np.zeros((clusters.n,) * 2), clusters=clusters
-        )
-        return _same(clusters, level), nothing
-    if note := contrasts.within_noise:
-        return missing(clusters, level, note), None
-    b, t = contrasts.base.corrected, contrasts.tuned.corrected
-    scale = math.sqrt(b * t)
-    value = contrasts.cross.corrected / scale
-    cos = float(np.clip(value, -1.0, 1.0))
-    deviations = contrasts.deviations(cross=1 / scale, base=-cos / (2 * b), tuned=-cos / (2 * t))
-    note = "above 1 by noise: no rotation is visible" if value > 1 else ""
-    return deviations.interval(value, level=level, bounds=(-1.0, 1.0), note=note), deviations
-
-
-def raw_rotation(contrasts: Contrasts, *, level: float = 0.95) -> Estimate:
-    """Cosine of the two sample directions: biased, and so is what its interval covers."""
-    clusters = contrasts.design.clusters
-    if contrasts.reason:
-        return missing(clusters, level, contrasts.reason)
-    if contrasts.identical:
-        return _same(clusters, level)
-    b, t, x = contrasts.base, contrasts.tuned, contrasts.cross
-    value = float(np.clip(x.raw / math.sqrt(b.raw * t.raw), -1, 1))
-    left = x.raw_left / (root(b.raw_left) * root(t.raw_left))
-    return jackknife(
-        value, left, clusters, level=level, bounds=(-1.0, 1.0),
-        note="not corrected for noise: its interval is about a biased figure",
-    )  # fmt: skip
-
-
-def shrinkage(contrasts: Contrasts, *, level: float = 0.95) -> Estimate:
-    """``‖rᵗ‖*/‖rᵇ‖*``, interval on its logarithm; None with a note when not estimable."""
-    clusters = contrasts.design.clusters
-    if contrasts.reason:
-        return missing(clusters, level, contrasts.reason)
-    if contrasts.identical:
-        return _same(clusters, level)
-    if note := contrasts.within_noise:
-        return missing(clusters, level, note)
-    b, t = contrasts.base.corrected, contrasts.tuned.corrected
-    deviations = contrasts.deviations(base=-1 / (2 * b), tuned=1 / (2 * t))
-    return deviations.interval(math.sqrt(t / b), level=level, log=True)
-
-
-def direction_norm(contrasts: Contrasts, side: str, *, level: float = 0.95) -> Estimate:
-    """Norm of the direction of ``"base"`` or ``"tuned"``, corrected for noise."""
-    clusters = contrasts.design.clusters
-    if contrasts.reason:
-        return missing(clusters, level, contrasts.reason)
-    square = (contrasts.base if side == "base" else contrasts.tuned).corrected
-    if not square > 0:
-        return missing(clusters, level, "not estimable: not above 0 once corrected for noise")
-    deviations = contrasts.deviations(**{side: 1 / (2 * square)})
-    return deviations.interval(math.sqrt(square), level=level, log=True)
-
-
-def angle(cos: Estimate) -> Estimate:
-    """The angle of a cosine estimate in degrees, ends exchanged; 0 when the cosine is above 1."""
-    if cos.value is None or cos.lower is None or cos.upper is None:
-        value = None if cos.value is None else angle_degrees(cos.value)
-        return Estimate(value=value, n=cos.n, level=cos.level, note=cos.note)
-    return Estimate(
-        value=angle_degrees(cos.value),
-        lower=angle_degrees(cos.upper),
-        upper=angle_degrees(cos.lower),
-        n=cos.n,
-        level=cos.level,
-        method=f"{cos.method}, of the cosine",
-        note=cos.note,
-    )

@@ -14,22 +14,10 @@ from refusaldir.directions.separability import (
     fold_means,
     held_out_scores,
 )
-from refusaldir.drift.contrasts import (
-    R_BASE,
-    R_TUNED,
-    SHIFT,
-    Contrasts,
-    Design,
-    angle,
-    direction_norm,
-    missing,
-    raw_rotation,
-    root,
-    rotation,
-    shrinkage,
-)
+from refusaldir.drift.contrasts import R_BASE, R_TUNED, SHIFT, Contrasts, Design, missing, root
 from refusaldir.drift.disturbance import linear_cka, relative_change
 from refusaldir.drift.result import ByClass, Change, Crossed, LayerDrift, TopDimension
+from refusaldir.drift.rotation import angle, direction_norm, raw_rotation, rotation, shrinkage
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
 from refusaldir.statistics import Deviations, jackknife

@@ -35,15 +35,17 @@ def rank_layers(
         The layers whose cosine has an interval, most drifted first.
     """
     usable = [
-        (row.site.layer, 1 - row.rotation.value, own)
+        (row.site.layer, 1 - row.rotation.value, own, _alone(row.rotation))
         for row, own in zip(rows, deviations, strict=True)
         if row.rotation.value is not None and own is not None and own.finite
     ]
     if not usable:
         return ()
-    layers, drift, own = (list(column) for column in zip(*usable, strict=True))
+    layers, drift, own, alone = (list(column) for column in zip(*usable, strict=True))
     over = f"over {len(own)} layers"
-    bands = simultaneous_bands(drift, own, over=over, level=level, seed=seed, draws=draws)
+    bands = simultaneous_bands(
+        drift, own, over=over, at_least=alone, level=level, seed=seed, draws=draws
+    )
     steps = simultaneous_bands(
         [b - a for a, b in pairwise(drift)],
         [b - a for a, b in pairwise(own)],
@@ -58,6 +60,19 @@ def rank_layers(
         RankedLayer(rank=rank, layer=layers[i], drift=bands[i], increment=increments[i])
         for rank, i in enumerate(order, start=1)
     )
+
+
+def _alone(cos: Estimate) -> tuple[float, float]:
+    """The interval of ``1 − cos``; the value itself where the cosine is above 1."""
+    assert cos.value is not None
+    lower, upper = ends(cos)
+    return 1 - max(upper, cos.value), 1 - lower
+
+
+def ends(e: Estimate) -> tuple[float, float]:
+    """Both ends of an estimate that has an interval."""
+    assert e.lower is not None and e.upper is not None
+    return e.lower, e.upper
 
 
 def lower_end(e: Estimate) -> float:

@@ -9,9 +9,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from refusaldir.drift.contrasts import angle
 from refusaldir.drift.floors import FLOOR_COSINE
+from refusaldir.drift.ranking import ends
 from refusaldir.drift.result import ByClass
+from refusaldir.drift.rotation import angle
 from refusaldir.records import Estimate, Site
 from refusaldir.statistics import Deviations, simultaneous_bands
 
@@ -122,22 +123,23 @@ def trajectory(
         draws: Number of draws.
     """
     usable = [
-        (i, point.rotation.value, point.deviations)
+        (i, point.rotation.value, ends(point.rotation), point.deviations)
         for i, point in enumerate(checkpoints)
         if point.rotation.value is not None
         and point.deviations is not None
         and point.deviations.finite
     ]
     found = simultaneous_bands(
-        [value for _, value, _ in usable],
-        [own for _, _, own in usable],
+        [value for _, value, _, _ in usable],
+        [own for _, _, _, own in usable],
         over=f"over {len(usable)} checkpoints",
+        at_least=[alone for _, _, alone, _ in usable],
         level=level,
         seed=seed,
         draws=draws,
     )
     bands: list[Estimate | None] = [None] * len(checkpoints)
-    for (i, _, _), band in zip(usable, found, strict=True):
+    for (i, _, _, _), band in zip(usable, found, strict=True):
         bands[i] = band
     turned = [
         i

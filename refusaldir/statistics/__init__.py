@@ -29,6 +29,7 @@ from refusaldir.statistics.proportions import (
     paired_proportion_difference,
     proportion,
 )
+from refusaldir.statistics.ratios import fieller_ends
 from refusaldir.statistics.second_order import FEWEST_DF, TAKEN, Deviations, centred_kernel
 from refusaldir.statistics.simultaneous import (
     band_widening,
@@ -45,6 +46,7 @@ __all__ = [
     "centred_kernel",
     "cluster_bootstrap_mean",
     "critical_value",
+    "fieller_ends",
     "holm",
     "jackknife",
     "mcnemar",

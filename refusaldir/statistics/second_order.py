@@ -80,6 +80,30 @@ def centred_kernel(
     return out
 
 
+def guarded_variance(first: Float[np.ndarray, " cluster"], second: float, excess: float) -> float:
+    """Variance of a figure, with the guards of this module.
+
+    Args:
+        first: Jackknife deviations.
+        second: Second-order variance V₂.
+        excess: What the jackknife has over V₁ + V₂.
+    """
+    return max(float(np.sum(first**2)) - TAKEN * excess, _FLOOR * second)
+
+
+def guarded_df(first: Float[np.ndarray, " cluster"], variance: float, clusters: Clusters) -> float:
+    """Satterthwaite's degrees of freedom of `guarded_variance`."""
+    most = float(clusters.df)
+    spread = 0.0
+    for rows in _strata(clusters):
+        squares = first[rows] ** 2
+        if len(squares) > 1:
+            spread += len(squares) * float(np.var(squares, ddof=1))
+    if spread <= 0:
+        return most
+    return float(np.clip(2 * variance**2 / spread, min(FEWEST_DF, most), most))
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Deviations:
     """What the variance of one figure is made of.
@@ -133,21 +157,12 @@ class Deviations:
     @property
     def variance(self) -> float:
         """First- and second-order variance, with the guards of this module."""
-        second, excess = self.second_order
-        return max(float(np.sum(self.first**2)) - TAKEN * excess, _FLOOR * second)
+        return guarded_variance(self.first, *self.second_order)
 
     @property
     def df(self) -> float:
         """Satterthwaite's degrees of freedom of `variance`."""
-        most = float(self.clusters.df)
-        spread = 0.0
-        for rows in _strata(self.clusters):
-            squares = self.first[rows] ** 2
-            if len(squares) > 1:
-                spread += len(squares) * float(np.var(squares, ddof=1))
-        if spread <= 0:
-            return most
-        return float(np.clip(2 * self.variance**2 / spread, min(FEWEST_DF, most), most))
+        return guarded_df(self.first, self.variance, self.clusters)
 
     def interval(
         self,

@@ -74,6 +74,7 @@ def simultaneous_bands(
     deviations: Sequence[Deviations],
     *,
     over: str,
+    at_least: Sequence[tuple[float, float]] | None = None,
     level: float = 0.95,
     seed: int = 0,
     draws: int = 2000,
@@ -83,6 +84,7 @@ def simultaneous_bands(
     Args:
         values: The figures.
         deviations: Of each figure, on the same clusters.
+        at_least: Interval of each figure alone, made another way; no band is narrower.
         over: What the figures differ in, for `Estimate.method`, e.g. ``"over 30 layers"``.
         level: Nominal simultaneous coverage.
         seed: Seed of the multiplier bootstrap.
@@ -94,14 +96,15 @@ def simultaneous_bands(
     firsts = [d.first for d in deviations]
     wider = band_widening(firsts, clusters, level=level, seed=seed, draws=draws)
     halves = [wider * critical_value(level, d.df) * float(np.sqrt(d.variance)) for d in deviations]
+    alone = at_least or [(v, v) for v in values]
     return [
         Estimate(
             value=v,
-            lower=float(v - h),
-            upper=float(v + h),
+            lower=float(min(v - h, least)),
+            upper=float(max(v + h, most)),
             n=clusters.n,
             level=level,
             method=f"cluster jackknife with second-order variance, max-statistic band {over}",
         )
-        for v, h in zip(values, halves, strict=True)
+        for v, h, (least, most) in zip(values, halves, alone, strict=True)
     ]

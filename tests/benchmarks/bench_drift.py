@@ -22,7 +22,8 @@ import numpy as np
 
 from refusaldir.directions.reader import clusters_of
 from refusaldir.drift.compare import compare
-from refusaldir.drift.contrasts import Contrasts, Design, rotation
+from refusaldir.drift.contrasts import Contrasts, Design
+from refusaldir.drift.rotation import rotation
 from refusaldir.records import ModelIdentity, Positions, Provenance, TemplateIdentity
 
 

@@ -27,7 +27,8 @@ import math
 
 import numpy as np
 
-from refusaldir.drift.contrasts import Contrasts, Design, rotation, shrinkage
+from refusaldir.drift.contrasts import Contrasts, Design
+from refusaldir.drift.rotation import rotation, shrinkage
 from refusaldir.statistics import Clusters, jackknife
 
 RATIO = 0.8  # true norm ratio

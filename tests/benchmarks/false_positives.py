@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 
 from refusaldir.directions.site import choose_site
-from refusaldir.drift.contrasts import Contrasts, Design, rotation
+from refusaldir.drift.contrasts import Contrasts, Design
 from refusaldir.drift.nulls.drift_test import DriftTest, SignFlipTest
+from refusaldir.drift.rotation import rotation
 from refusaldir.models.options import LoadOptions
 from refusaldir.pipeline import extract
 from refusaldir.records import Site

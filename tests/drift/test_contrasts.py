@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from refusaldir.drift.contrasts import Contrasts, Design, raw_rotation, rotation, shrinkage
+from refusaldir.drift.contrasts import Contrasts, Design
 from refusaldir.drift.layer import layer_drift, translation
+from refusaldir.drift.rotation import raw_rotation, rotation, shrinkage
 from refusaldir.records import Site
 from refusaldir.statistics import Clusters, centred_kernel, critical_value
 
@@ -264,7 +265,7 @@ class TestSimulation:
     @pytest.mark.parametrize("degrees", [0, 45])
     @pytest.mark.parametrize("twins", [True, False])
     def test_coverage(self, plant, intents, signal, shared, degrees, twins):
-        """Nominal 95 %: at least 93 % within simulation error, but for weak directions."""
+        """Nominal 95 %: at least 93 % within simulation error, weak directions included."""
         d, sims = 64, 300
         norm = np.sqrt(signal * 2 * d / intents)
         truth = np.cos(np.radians(degrees))
@@ -292,9 +293,9 @@ class TestSimulation:
                     seen[name].append(e.lower - 1e-6 <= expected <= e.upper + 1e-6)
         slack = 2.5 * np.sqrt(0.93 * 0.07 / sims)
         for name, covered in seen.items():
-            # A norm hardly above its noise carries no ratio, and about half of the draws say so.
-            # The rest passed by chance and cover less; tests/benchmarks/README.md says how much.
+            # A norm hardly above its noise carries no ratio, and about half of the draws say so;
+            # those that pass partly do by chance, and their intervals are wider for it.
             weak = signal == 1 and name in ("rotation", "shrinkage")
             assert len(covered) > (0.4 if weak else 0.9) * sims, name
-            least = 0.85 if weak else 0.93 - slack
+            least = 0.93 - slack * np.sqrt(sims / len(covered))
             assert np.mean(covered) >= least, (name, np.mean(covered))

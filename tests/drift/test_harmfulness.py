@@ -6,7 +6,8 @@ from planted import make_capture, make_prompts
 
 from refusaldir.directions.reader import clusters_of
 from refusaldir.drift.compare import compare
-from refusaldir.drift.contrasts import Contrasts, Design, rotation
+from refusaldir.drift.contrasts import Contrasts, Design
+from refusaldir.drift.rotation import rotation
 
 LABELS = ("t_inst", "<end>")
 

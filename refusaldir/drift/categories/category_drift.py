@@ -33,16 +33,9 @@ from refusaldir.drift.categories.groups import (
     group_bands,
     versus_others,
 )
-from refusaldir.drift.contrasts import (
-    R_BASE,
-    Contrasts,
-    Design,
-    missing,
-    root,
-    rotation,
-    shrinkage,
-)
+from refusaldir.drift.contrasts import R_BASE, Contrasts, Design, missing, root
 from refusaldir.drift.layer import within_sd
+from refusaldir.drift.rotation import rotation, shrinkage
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
 from refusaldir.statistics import Clusters, Deviations, holm
