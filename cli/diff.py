@@ -11,6 +11,8 @@ EXAMPLES = """[bold]Examples[/bold]
 
 refusaldir diff smollm2-135m+aligned smollm2-135m+aligned+tuned
 
+refusaldir diff ./base ./tuned --layers fast
+
 refusaldir diff base.h5 tuned.h5 --json
 
 refusaldir diff ./base ./base+./my-lora --harmful bad.txt --harmless good.txt
@@ -94,6 +96,14 @@ def diff(
         int, typer.Option(min=1, help="Length of the generations.", rich_help_panel=_BEHAVIOUR)
     ] = 64,
     refusal_token: options.RefusalToken = None,
+    layers: Annotated[
+        str,
+        typer.Option(
+            help="Which layers were disturbed, as refusaldir layers finds it: fast, full or off. "
+            "Both models are then in memory together.",
+            rich_help_panel="Layers",
+        ),
+    ] = "off",
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
     out: Annotated[Path | None, typer.Option(help="Folder for diff.json and the figures.")] = None,
     store: options.Store = None,
@@ -110,14 +120,22 @@ def diff(
     Finished checkpoints are kept.
     """
     from refusaldir import pipeline
+    from refusaldir.errors import RefusaldirError
     from refusaldir.pipeline.stops import is_series
     from refusaldir.pipeline.trajectory import diff_series
+    from refusaldir.report.layers_table import layers_report
     from refusaldir.report.tables import diff_report
     from refusaldir.report.trajectory_table import trajectory_report
 
     from .console import progress, put, stderr
 
     series = is_series(tuned)
+    if series and layers != "off":
+        raise RefusaldirError(
+            "The layers of a series are looked at one checkpoint at a time",
+            got=f"--layers {layers} with several checkpoints",
+            next_step="refusaldir layers BASE CHECKPOINT",
+        )
     with progress(quiet=json) as report:
         result = (diff_series if series else pipeline.diff)(
             base,
@@ -136,6 +154,7 @@ def diff(
             behaviour=behaviour,
             max_new_tokens=max_new_tokens,
             refusal_tokens=refusal_token,
+            **({} if series else {"layers": layers}),
             seed=seed,
             out=out,
             store=store,
@@ -145,6 +164,8 @@ def diff(
     put(result.document, trajectory_report if series else diff_report, json=json)
     if json:
         return
+    if layers != "off":
+        put(result.layers.document, layers_report, json=False)
     note = stderr()
     if not result.document["options"]["behaviour"] and behaviour == "auto":
         note.print("Behaviour was not measured: captures hold no model. Add --behaviour on.")

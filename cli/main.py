@@ -12,7 +12,7 @@ import typer
 from refusaldir import __version__
 from refusaldir.errors import RefusaldirError
 
-from . import diff, direction, extract, plan, select, show
+from . import diff, direction, extract, layers, plan, select, show
 
 app = typer.Typer(
     name="refusaldir",
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
 app.command("select", epilog=select.EXAMPLES)(select.select)
 app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
+app.command("layers", epilog=layers.EXAMPLES)(layers.layers)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("show", epilog=show.EXAMPLES)(show.show)
 app.add_typer(direction.app, name="direction")

@@ -14,6 +14,8 @@ refusaldir show activations/base.h5
 refusaldir show activations/demo/diff/diff.json --csv
 
 refusaldir show series/trajectory.json
+
+refusaldir show activations/layers/layers.json
 """
 
 
@@ -21,14 +23,15 @@ def show(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A capture (.h5), a diff.json, a trajectory.json, a select.json, or their folder.",
+            help="A capture (.h5), a diff.json, trajectory.json, select.json or layers.json, or "
+            "their folder.",
             show_default=False,
         ),
     ],
     json: options.Json = False,
     csv: Annotated[bool, typer.Option("--csv", help="Print a diff's tables as CSV.")] = False,
 ) -> None:
-    """Print what is in a capture, a selection, a diff or a series; loads no model."""
+    """Print what is in a capture, a selection, a diff, a series or layers; loads no model."""
     from refusaldir.report.document import load_document, tables_csv
     from refusaldir.report.selection_table import selection_report
     from refusaldir.report.tables import capture_table, diff_report
@@ -37,7 +40,7 @@ def show(
 
     path = file
     if file.is_dir():
-        names = ("select.json", "trajectory.json", "diff.json")
+        names = ("select.json", "trajectory.json", "diff.json", "layers.json")
         path = file / next((name for name in names if (file / name).exists()), "diff.json")
     if path.name == "select.json":
         from refusaldir.pipeline.selected import read_document
@@ -49,6 +52,12 @@ def show(
         from refusaldir.report.trajectory_table import trajectory_report
 
         put(load_trajectory(path), trajectory_report, json=json)
+        return
+    if path.name == "layers.json":
+        from refusaldir.report.layers_document import load_layers
+        from refusaldir.report.layers_table import layers_report
+
+        put(load_layers(path), layers_report, json=json)
         return
     if path.suffix == ".json":
         document = load_document(path)

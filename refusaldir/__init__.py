@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import Criteria as Criteria
     from refusaldir.pipeline import Diff as Diff
     from refusaldir.pipeline import Extracted as Extracted
+    from refusaldir.pipeline import LayersFound as LayersFound
     from refusaldir.pipeline import Selected as Selected
     from refusaldir.pipeline import Series as Series
     from refusaldir.pipeline import diff as diff
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import extract as extract
     from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
+    from refusaldir.pipeline import which_layers as which_layers
     from refusaldir.pipeline.planning import Planned as Planned
     from refusaldir.pipeline.planning import plan as plan
     from refusaldir.prompts.load import load_prompts as load_prompts
@@ -37,6 +39,7 @@ _HOMES = {
     "Criteria": "refusaldir.pipeline",
     "Diff": "refusaldir.pipeline",
     "Extracted": "refusaldir.pipeline",
+    "LayersFound": "refusaldir.pipeline",
     "LoadOptions": "refusaldir.models.options",
     "Planned": "refusaldir.pipeline.planning",
     "RefusaldirError": "refusaldir.errors",
@@ -51,6 +54,7 @@ _HOMES = {
     "plan": "refusaldir.pipeline.planning",
     "read_direction": "refusaldir.pipeline",
     "select": "refusaldir.pipeline",
+    "which_layers": "refusaldir.pipeline",
 }
 
 __version__ = "0.1.0"
@@ -60,6 +64,7 @@ __all__ = [
     "Criteria",
     "Diff",
     "Extracted",
+    "LayersFound",
     "LoadOptions",
     "Planned",
     "RefusaldirError",
@@ -74,6 +79,7 @@ __all__ = [
     "plan",
     "read_direction",
     "select",
+    "which_layers",
 ]
 
 

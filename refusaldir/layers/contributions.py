@@ -1,11 +1,13 @@
 """Forward passes that keep what every attention and MLP adds to the projection on a direction.
 
 One pass a prompt, the shared template prefix once, no layer past the readout. What is kept are
-numbers, not vectors: two a layer and prompt, however wide the model is.
+numbers, not vectors: two a layer and prompt, however wide the model is, and one more a head where
+heads are asked for.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 
 import numpy as np
 import torch
@@ -16,7 +18,8 @@ from transformers.cache_utils import DynamicCache
 from refusaldir.batching import TokenBatch, run_batches
 from refusaldir.capture import check_hooks
 from refusaldir.errors import CaptureError, DirectionError
-from refusaldir.layers.residual import Contributions
+from refusaldir.layers.components import Contributions, HeadContributions
+from refusaldir.layers.heads import HeadReader, at_tokens
 from refusaldir.models.bridge import HookedModel
 from refusaldir.records import Site, content_hash
 
@@ -33,6 +36,7 @@ def collect_contributions(
     direction: Float[np.ndarray, " d_model"],
     site: Site,
     *,
+    heads: bool = False,
     batch_size: int | None = None,
     on_batch: Callable[[int], None] | None = None,
 ) -> Contributions:
@@ -47,6 +51,9 @@ def collect_contributions(
         direction: The unit vector u; projections are in residual norm, in float64.
         site: The readout: a hook of the stream, the layer up to which components are taken, and
             the position.
+        heads: Whether to take attention apart by head, see `refusaldir.layers.heads`. Heads are
+            read where their outputs are projected: a hook that changes attention outputs comes
+            after them.
         batch_size: Rows a batch; None finds one by itself.
         on_batch: Called with the number of prompts after each batch.
 
@@ -57,6 +64,8 @@ def collect_contributions(
         DirectionError: The direction is not a unit vector of the model's width.
         CaptureError: No prompt, no such site, a model whose attention and MLP outputs cannot be
             told, a prompt shorter than the position reaches, or a value that is not finite.
+        ModelSpecError: Heads are asked for and it is not known how this architecture names the
+            matrix behind them.
     """
     u = _checked_direction(direction, model)
     layers = _checked_layers(model, site)
@@ -67,9 +76,12 @@ def collect_contributions(
         *(("attn_out", layer) for layer in range(layers[0])),
         *(("mlp_out", layer) for layer in range(layers[1])),
     ]
-    step = _Step(model, points, torch.from_numpy(u), site)
-    # Columns: the points, the stream at the site, the scale of its rounding.
-    table = np.full((len(sequences), len(points) + 2), np.nan)
+    reader = HeadReader(model, torch.from_numpy(u), layers[0]) if heads else None
+    step = _Step(model, points, torch.from_numpy(u), site, reader)
+    # Columns: the points, the stream at the site, the scale of its rounding, the heads.
+    width = len(points) + 2
+    by_head = 0 if reader is None else layers[0] * (reader.n_heads + 2)
+    table = np.full((len(sequences), width + by_head), np.nan)
     for batch, columns in run_batches(
         model,
         sequences,
@@ -95,9 +107,17 @@ def collect_contributions(
         rendered_hash=content_hash([[int(token) for token in ids] for ids in sequences]),
         embed=table[:, 0],
         attn=table[:, 1 : 1 + layers[0]],
-        mlp=table[:, 1 + layers[0] : -2],
-        resid=table[:, -2],
-        rounding=table[:, -1],
+        mlp=table[:, 1 + layers[0] : width - 2],
+        resid=table[:, width - 2],
+        rounding=table[:, width - 1],
+        heads=None if reader is None else _heads(table[:, width:], layers[0], reader.n_heads),
+    )
+
+
+def _heads(columns: Float64[np.ndarray, "prompt column"], layers: int, n: int) -> HeadContributions:
+    by_layer = columns.reshape(len(columns), layers, n + 2)
+    return HeadContributions(
+        values=by_layer[:, :, :n], bias=by_layer[:, :, n], rounding=by_layer[:, :, n + 1]
     )
 
 
@@ -147,9 +167,14 @@ class _Step:
     """One forward pass that projects the points and the site, at one position a row."""
 
     def __init__(
-        self, model: HookedModel, points: list[tuple[str, int]], u: Tensor, site: Site
+        self,
+        model: HookedModel,
+        points: list[tuple[str, int]],
+        u: Tensor,
+        site: Site,
+        heads: HeadReader | None,
     ) -> None:
-        self.model, self.points, self.u, self.site = model, points, u, site
+        self.model, self.points, self.u, self.site, self.heads = model, points, u, site, heads
 
     def __call__(
         self, batch: TokenBatch, prefix: DynamicCache | None
@@ -162,9 +187,7 @@ class _Step:
 
         def keep(point: tuple[str, int]) -> Callable[[Tensor], None]:
             def hook_fn(value: Tensor) -> None:
-                # With a device map the blocks live on several devices.
-                x = value[rows.to(value.device), where.to(value.device)]
-                x = (x.cpu() if x.device.type == "mps" else x).double()
+                x = at_tokens(value, rows, where)
                 scaled = x * self.u.to(x.device)
                 projected[point] = scaled.sum(dim=-1)
                 if point == readout:
@@ -177,6 +200,7 @@ class _Step:
         with (
             torch.inference_mode(),
             self.model.hooked({point: keep(point) for point in {*self.points, readout}}),
+            nullcontext() if self.heads is None else self.heads.reading(rows, where),
         ):
             self.model.run(
                 batch.input_ids,
@@ -185,4 +209,7 @@ class _Step:
                 stop_after=readout,
             )
         columns = [*(projected[point] for point in (*self.points, readout)), *rounding]
-        return torch.stack([column.to(columns[0].device) for column in columns], dim=1)
+        parts = [column[:, None] for column in columns]
+        if self.heads is not None:
+            parts += self.heads.columns()
+        return torch.cat([part.to(columns[0].device) for part in parts], dim=1)

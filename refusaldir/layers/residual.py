@@ -12,133 +12,57 @@ become along u, and by which component.
 It says where the change *enters* the stream, not where weights changed: a component whose weights
 are as before answers to a changed input and contributes as well. Only what comes first is free
 of that. Nor is it causal: a later component may undo what an earlier one wrote.
+
+Attention is a sum over heads in turn, see `refusaldir.layers.heads`.
 """
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
 from numpy.typing import ArrayLike, NDArray
 
-from refusaldir.errors import CaptureError, CaptureMismatchError, PromptError
-from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site
-from refusaldir.statistics import Clusters, jackknife, simultaneous_critical
+from refusaldir.layers.class_means import BandedByClass, ByClass, ClassMeans
+from refusaldir.layers.closing import Closing, check_closing
+from refusaldir.layers.components import Contributions, check_comparable
+from refusaldir.records import HARMFUL, HARMLESS, Site
+from refusaldir.statistics import Clusters
 
-FloatArray = NDArray[np.float64]
-
-#: Largest closing error, as a share of all that changed.
-CLOSING = 1e-4
-
-#: A closing error within so many SDs of the rounding of the stream is rounding.
-_ROUNDING_SDS = 8.0
-
-
-@dataclass(frozen=True, kw_only=True, eq=False)
-class Contributions:
-    """What every component of one model adds to the projection on a direction, prompt by prompt.
-
-    In residual norm. Attention is counted up to ``attn_layers`` and MLPs up to ``mlp_layers``,
-    which differ by one where the readout lies between the two (``resid_mid``).
-
-    Attributes:
-        site: The readout; its hook is one of the stream itself.
-        direction: The unit vector u, float64.
-        rendered_hash: Hash of the prompts' token ids.
-        embed: Projection of what enters the first block, position embeddings and all.
-        attn: Projection of each layer's attention output.
-        mlp: Projection of each layer's MLP output.
-        resid: Projection of the stream at the readout, measured there and not summed.
-        rounding: SD that rounding of the stream, in the model's dtype, may bring into ``resid``
-            less the sum of the others.
-    """
-
-    site: Site
-    direction: Float[np.ndarray, " d_model"]
-    rendered_hash: str
-    embed: Float[np.ndarray, " prompt"]
-    attn: Float[np.ndarray, "prompt attn_layer"]
-    mlp: Float[np.ndarray, "prompt mlp_layer"]
-    resid: Float[np.ndarray, " prompt"]
-    rounding: Float[np.ndarray, " prompt"]
-
-    @property
-    def names(self) -> tuple[tuple[str, int | None], ...]:
-        """Component and layer of each column of `terms`: embedding, then as a block adds them."""
-        each = [
-            (name, layer)
-            for layer in range(self.attn.shape[1])
-            for name, array in (("attn", self.attn), ("mlp", self.mlp))
-            if layer < array.shape[1]
-        ]
-        return (("embed", None), *each)
-
-    @property
-    def terms(self) -> Float[np.ndarray, "prompt component"]:
-        """All that is summed, in the order of `names`."""
-        columns = {"attn": self.attn, "mlp": self.mlp}
-        each = [columns[name][:, layer] for name, layer in self.names if layer is not None]
-        return np.stack([self.embed, *each], axis=1).astype(np.float64)
+__all__ = ["Contributions", "HeadDecomposition", "ResidualDecomposition", "Term", "decompose"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Banded:
-    """A figure with its own interval and with one that holds for all figures of its kind at once.
-
-    Attributes:
-        pointwise: Cluster-jackknife interval.
-        simultaneous: The same value in a max-statistic band.
-    """
-
-    pointwise: Estimate
-    simultaneous: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Term:
+class Term(BandedByClass):
     """Mean change from base to tuned, in residual norm along u.
 
+    The difference, harmful less harmless, is what it adds to the direction along u.
+
     Attributes:
-        component: ``"embed"``, ``"attn"`` or ``"mlp"``; in the cumulative curve ``"resid_pre"``.
+        component: ``"embed"``, ``"attn"`` or ``"mlp"``; in the cumulative curve ``"resid_pre"``;
+            ``"attn_bias"`` for the bias of an output projection.
         layer: Block index; None for the embedding.
-        harmful: Over harmful prompts.
-        harmless: Over harmless prompts.
-        difference: Harmful less harmless: what it adds to the direction along u.
+        head: Index of the attention head; None for what is no single head.
     """
 
     component: str
     layer: int | None
-    harmful: Banded
-    harmless: Banded
-    difference: Banded
+    head: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class ByClass:
-    """One figure by class, in residual norm along u."""
-
-    harmful: Estimate
-    harmless: Estimate
-    difference: Estimate
-
-
-@dataclass(frozen=True, kw_only=True)
-class Closing:
-    """By how much the parts miss the whole; the largest over prompts.
+class HeadDecomposition:
+    """The change of the attention terms, taken apart by head.
 
     Attributes:
-        absolute: ``|u·Δx − Σ terms|``, in residual norm.
-        relative: As a share of ``Σ |terms|`` of that prompt, or of ``|u·Δx|`` where that is more;
-            0 where nothing changed.
-        rounding: What rounding of the stream in the models' dtype may leave at most, in residual
-            norm. Far above what changed, as it may be in bfloat16, it leaves ``relative`` alone
-            to say how good the decomposition is.
+        terms: Every head of every layer; bands hold over all of them.
+        bias: Of the output projections that have a bias, with bands over these.
+        closing: By how much the heads and the bias of a layer miss its attention, at one prompt.
     """
 
-    absolute: float
-    relative: float
-    rounding: float
+    terms: tuple[Term, ...]
+    bias: tuple[Term, ...]
+    closing: Closing
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,6 +81,7 @@ class ResidualDecomposition:
         n_harmful: Number of harmful prompts.
         n_harmless: Number of harmless prompts.
         level: Nominal coverage, of each interval and of each band as a whole.
+        heads: The attention terms by head, if they were collected.
     """
 
     site: Site
@@ -168,11 +93,14 @@ class ResidualDecomposition:
     n_harmful: int
     n_harmless: int
     level: float
+    heads: HeadDecomposition | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         out = asdict(self)
-        return {**out, "terms": list(out["terms"]), "cumulative": list(out["cumulative"])}
+        for part in filter(None, (out, out["heads"])):
+            part.update({k: list(v) for k, v in part.items() if isinstance(v, tuple)})
+        return out
 
 
 def decompose(
@@ -198,188 +126,91 @@ def decompose(
         level: Nominal coverage.
         seed: Seed of the bands' multiplier bootstrap.
 
+    Returns:
+        The decomposition, by head as well where both models' heads were collected.
+
     Raises:
-        CaptureMismatchError: The two are not of the same prompts, direction and site, or labels
-            or clusters are not those of the prompts.
+        CaptureMismatchError: The two are not of the same prompts, direction and site, one has
+            heads and the other has not, or labels or clusters are not those of the prompts.
         PromptError: A class has no prompt.
-        CaptureError: The parts do not add up to the whole: the closing error is above `CLOSING`
-            and above the rounding of the stream.
+        CaptureError: The parts do not add up to the whole: the closing error is above
+            `refusaldir.layers.closing.CLOSING` and above the rounding of the stream.
     """
     y = np.asarray(labels)
-    _check(base, tuned, y, clusters)
+    check_comparable(base, tuned, y, clusters)
     changes = tuned.terms - base.terms
     total = tuned.resid.astype(np.float64) - base.resid
-    closing = _closing(base, tuned, changes, total)
-    contrasts = _contrasts(y, clusters)
+    closing = check_closing(
+        changes,
+        total,
+        np.hypot(base.rounding, tuned.rounding),
+        of="The contributions do not add up to the change of the residual stream",
+        where=lambda prompt: f"{base.site}, prompt {prompt}",
+        next_step="The blocks of this model do something between their hook points; leave the "
+        "decomposition out",
+    )
+    means = ClassMeans(y, clusters, level=level, seed=seed)
     # Column k of the running sum is the stream after the first k + 1 terms.
     inputs = [0, *(i for i, (name, _) in enumerate(base.names) if name == "mlp")]
     running = np.cumsum(changes, axis=1)[:, inputs]
-    kinds = [("resid_pre", layer) for layer in range(len(inputs))]
+    kinds = [("resid_pre", layer, None) for layer in range(len(inputs))]
+    names = [(component, layer, None) for component, layer in base.names]
     return ResidualDecomposition(
         site=base.site,
-        terms=_terms(
-            base.names, changes, contrasts, f"over {len(base.names)} components", level, seed
-        ),
-        cumulative=_terms(kinds, running, contrasts, f"over {len(kinds)} layers", level, seed),
-        total=_by_class(total, contrasts, level),
-        base=_by_class(base.resid.astype(np.float64), contrasts, level),
+        terms=_terms(means, names, changes, "components"),
+        cumulative=_terms(means, kinds, running, "layers"),
+        total=means.of(total),
+        base=means.of(base.resid.astype(np.float64)),
         closing=closing,
         n_harmful=int((y == HARMFUL).sum()),
         n_harmless=int((y == HARMLESS).sum()),
         level=level,
+        heads=_by_head(base, tuned, means),
     )
 
 
-def _check(base: Contributions, tuned: Contributions, y: NDArray[Any], clusters: Clusters) -> None:
-    n = len(base.resid)
-    for name, expected, got in (
-        ("site", base.site, tuned.site),
-        ("rendered prompts", base.rendered_hash, tuned.rendered_hash),
-        ("number of prompts", n, len(tuned.resid)),
-        ("number of components", len(base.names), len(tuned.names)),
-        ("number of labels", (n,), y.shape),
-        ("number of prompts in clusters", n, len(clusters.codes)),
-    ):
-        if expected != got:
-            raise CaptureMismatchError(
-                f"The contributions differ in the {name}",
-                expected=expected,
-                got=got,
-                next_step="Collect both models' on the same prompts, in one order, at one site",
-            )
-    if not np.array_equal(base.direction, tuned.direction):
-        raise CaptureMismatchError(
-            "The contributions are projections on different directions",
-            next_step="Use one direction for both models",
-        )
-    missing = [
-        name
-        for name, label in (("harmful", HARMFUL), ("harmless", HARMLESS))
-        if not (y == label).any()
-    ]
-    if missing or not np.isin(y, (HARMLESS, HARMFUL)).all():
-        raise PromptError(
-            "A decomposition by class needs harmful and harmless prompts",
-            expected=f"labels {HARMLESS} and {HARMFUL}",
-            got=f"labels {np.unique(y).tolist()}",
-        )
-
-
-def _closing(
-    base: Contributions, tuned: Contributions, changes: FloatArray, total: FloatArray
-) -> Closing:
-    error = np.abs(total - changes.sum(axis=1))
-    moved = np.maximum(np.abs(changes).sum(axis=1), np.abs(total))
-    relative = np.divide(error, moved, out=np.zeros_like(error), where=moved > 0)
-    rounding = _ROUNDING_SDS * np.hypot(base.rounding, tuned.rounding)
-    # Written so that NaN does not pass.
-    open_ = ~((error <= CLOSING * moved) | (error <= rounding))
-    if open_.any():
-        worst = int(np.argmax(np.where(open_, np.nan_to_num(relative, nan=np.inf), -1.0)))
-        raise CaptureError(
-            "The contributions do not add up to the change of the residual stream",
-            expected=f"a closing error of at most {CLOSING:g} of what changed",
-            got=f"{relative[worst]:.2g}",
-            where=f"{base.site}, prompt {worst}",
-            next_step="The blocks of this model do something between their hook points; leave the "
-            "decomposition out",
-        )
-    return Closing(
-        absolute=float(error.max()),
-        relative=float(relative.max()),
-        rounding=float(rounding.max()),
+def _by_head(
+    base: Contributions, tuned: Contributions, means: ClassMeans
+) -> HeadDecomposition | None:
+    if base.heads is None or tuned.heads is None:
+        return None
+    changes = tuned.heads.values - base.heads.values
+    bias = tuned.heads.bias - base.heads.bias
+    n, layers, heads = changes.shape
+    closing = check_closing(
+        np.concatenate([changes, bias[:, :, None]], axis=2).reshape(n * layers, heads + 1),
+        (tuned.attn.astype(np.float64) - base.attn).reshape(n * layers),
+        np.hypot(base.heads.rounding, tuned.heads.rounding).reshape(n * layers),
+        of="The heads do not add up to the change of the attention output",
+        where=lambda unit: f"layer {unit % layers}, prompt {unit // layers}",
+        next_step="Something changes what the output projection writes (8-bit activations, a hook "
+        "on attn_out); leave the heads out",
     )
-
-
-class _Contrast(NamedTuple):
-    """A class's mean, or a difference of such means, as something to be jackknifed."""
-
-    signs: tuple[tuple[int, int], ...]
-    rows: NDArray[np.intp]
-    labels: Int[np.ndarray, " row"]
-    clusters: Clusters
-
-    def of(self, values: FloatArray) -> tuple[FloatArray, FloatArray]:
-        """The figure of each column, and with one cluster left out at a time."""
-        x = values[self.rows]
-        value = np.zeros(x.shape[1])
-        left = np.zeros((self.clusters.n, x.shape[1]))
-        for label, sign in self.signs:
-            here = (self.labels == label).astype(np.float64)[:, None]
-            sums, counts = self.clusters.sums(x * here), self.clusters.sums(here)
-            value += sign * sums.sum(axis=0) / counts.sum()
-            # Identical models give exact zeros: 0 less 0 over a count.
-            with np.errstate(invalid="ignore", divide="ignore"):
-                left += sign * (sums.sum(axis=0) - sums) / (counts.sum() - counts)
-        return value, left
-
-
-def _contrasts(y: NDArray[Any], clusters: Clusters) -> dict[str, _Contrast]:
-    """Of harmful, harmless and their difference.
-
-    A class's mean has only its own clusters, so that its degrees of freedom do not count others.
-    """
-    out = {}
-    for name, label in (("harmful", HARMFUL), ("harmless", HARMLESS)):
-        rows = np.flatnonzero(y == label)
-        own = Clusters.of([clusters.names[c] for c in clusters.codes[rows]])
-        out[name] = _Contrast(((label, 1),), rows, y[rows], own)
-    both = ((HARMFUL, 1), (HARMLESS, -1))
-    out["difference"] = _Contrast(both, np.arange(len(y)), y, clusters)
-    return out
-
-
-def _by_class(values: FloatArray, contrasts: dict[str, _Contrast], level: float) -> ByClass:
-    found = {}
-    for name, contrast in contrasts.items():
-        value, left = contrast.of(values[:, None])
-        found[name] = jackknife(float(value[0]), left[:, 0], contrast.clusters, level=level)
-    return ByClass(**found)
+    names = [("attn", layer, head) for layer in range(layers) for head in range(heads)]
+    biased = np.flatnonzero(((base.heads.bias != 0) | (tuned.heads.bias != 0)).any(axis=0))
+    biases = [("attn_bias", int(layer), None) for layer in biased]
+    return HeadDecomposition(
+        terms=_terms(means, names, changes.reshape(n, layers * heads), "heads"),
+        bias=_terms(means, biases, bias[:, biased], "biases"),
+        closing=closing,
+    )
 
 
 def _terms(
-    names: Sequence[tuple[str, int | None]],
-    values: FloatArray,
-    contrasts: dict[str, _Contrast],
-    over: str,
-    level: float,
-    seed: int,
+    means: ClassMeans,
+    names: Sequence[tuple[str, int | None, int | None]],
+    values: NDArray[np.float64],
+    of: str,
 ) -> tuple[Term, ...]:
-    figures = {
-        name: _banded(contrast, values, over, level, seed) for name, contrast in contrasts.items()
-    }
+    figures = means.banded(values, f"over {len(names)} {of}")
     return tuple(
-        Term(component=name, layer=layer, **{k: banded[i] for k, banded in figures.items()})
-        for i, (name, layer) in enumerate(names)
-    )
-
-
-def _banded(
-    contrast: _Contrast, values: FloatArray, over: str, level: float, seed: int
-) -> list[Banded]:
-    value, left = contrast.of(values)
-    clusters = contrast.clusters
-    points = [
-        jackknife(float(v), column, clusters, level=level)
-        for v, column in zip(value, left.T, strict=True)
-    ]
-    if clusters.n < 2 or not np.isfinite(left).all():
-        return [Banded(pointwise=p, simultaneous=p) for p in points]
-    deviations = clusters.centre(left)
-    critical = simultaneous_critical(deviations, level=level, df=clusters.df, seed=seed)
-    halves = critical * np.sqrt(np.sum(deviations**2, axis=0))
-    return [
-        Banded(
-            pointwise=point,
-            simultaneous=Estimate(
-                value=point.value,
-                lower=float(v - half),
-                upper=float(v + half),
-                n=clusters.n,
-                level=level,
-                method=f"cluster jackknife, max-statistic band {over}",
-                note=point.note,
-            ),
+        Term(
+            component=component,
+            layer=layer,
+            head=head,
+            harmful=figure.harmful,
+            harmless=figure.harmless,
+            difference=figure.difference,
         )
-        for point, v, half in zip(points, value, halves, strict=True)
-    ]
+        for (component, layer, head), figure in zip(names, figures, strict=True)
+    )

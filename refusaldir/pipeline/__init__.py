@@ -1,8 +1,8 @@
 """Composition root: the only room that wires the others together.
 
 `extract` captures one model; `select` finds the direction in it that causes refusal; `diff`
-compares two, `diff_series` a model with its checkpoints. The command line calls these functions
-and so may you:
+compares two, `diff_series` a model with its checkpoints; `which_layers` says which layers a
+fine-tune disturbed. The command line calls these functions and so may you:
 
     import refusaldir as rd
 
@@ -15,6 +15,7 @@ from refusaldir.pipeline.comparison import Diff, diff
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.direction_reading import read_direction
 from refusaldir.pipeline.extraction import Extracted, extract
+from refusaldir.pipeline.layers import LayersFound, which_layers
 from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.pipeline.selected import Selected
 from refusaldir.pipeline.selection import select
@@ -24,6 +25,7 @@ __all__ = [
     "Criteria",
     "Diff",
     "Extracted",
+    "LayersFound",
     "ProgressFn",
     "Selected",
     "Series",
@@ -32,4 +34,5 @@ __all__ = [
     "extract",
     "read_direction",
     "select",
+    "which_layers",
 ]

@@ -13,7 +13,7 @@ from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.plan import Plan, Rendering
 from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.prompts.schema import PromptSet
-from refusaldir.records import Provenance
+from refusaldir.records import ModelIdentity, Provenance
 from refusaldir.store import Capture, default_path, default_store, find_capture
 
 if TYPE_CHECKING:
@@ -164,18 +164,31 @@ class Arm:
             CaptureMismatchError: Its weights differ.
         """
         with self.opening.model() as model:
-            expected = self.provenance.model.weights_hash
-            if model.identity.weights_hash != expected:
-                raise CaptureMismatchError(
-                    "The model has changed since it was captured",
-                    expected=f"weights {expected}",
-                    got=f"weights {model.identity.weights_hash}",
-                    where=f"{self.role}: {self.opening.spec}",
-                    next_step="Extract it again, or compare the captures alone with "
-                    "--behaviour off --select off",
-                )
+            self.require_unchanged(model.identity)
             yield model
             del model
+
+    def require_unchanged(self, identity: ModelIdentity | None = None) -> None:
+        """Refuse a model that is no longer the one captured.
+
+        Args:
+            identity: What it is now; None looks at its files.
+
+        Raises:
+            CaptureMismatchError: Its weights differ.
+            ModelSpecError: It is not there any more.
+        """
+        now = (identity or self.opening.identity()).weights_hash
+        expected = self.provenance.model.weights_hash
+        if now != expected:
+            raise CaptureMismatchError(
+                "The model has changed since it was captured",
+                expected=f"weights {expected}",
+                got=f"weights {now}",
+                where=f"{self.role}: {self.opening.spec}",
+                next_step="Extract it again, or compare the captures alone with "
+                "--behaviour off --select off --layers off",
+            )
 
 
 def is_capture(side: str | Path | ModelSpec) -> bool:

@@ -1,13 +1,18 @@
 """`diff`: two models or captures compared, geometry and behaviour, and the results written."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
+from refusaldir.errors import RefusaldirError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.arm import is_capture
 from refusaldir.pipeline.choices import Choices, make_terms
 from refusaldir.pipeline.criteria import Criteria
+from refusaldir.pipeline.layer_choices import MODES
+from refusaldir.pipeline.layers_job import LayersJob, require_no_layers
+from refusaldir.pipeline.measurement import Known
 from refusaldir.pipeline.pair import Diff, Pair
 from refusaldir.pipeline.progress import ProgressFn, silent
 from refusaldir.prompts.schema import PromptSet
@@ -15,6 +20,8 @@ from refusaldir.records import content_hash
 from refusaldir.store import default_store
 
 __all__ = ["Diff", "diff"]
+
+LAYERS = ("off", *MODES)
 
 
 def diff(
@@ -42,6 +49,7 @@ def diff(
     behaviour: str = "auto",
     max_new_tokens: int = 64,
     refusal_tokens: Sequence[str] | None = None,
+    layers: str = "off",
     seed: int = 0,
     out: str | Path | None = None,
     store: str | Path | None = None,
@@ -87,6 +95,8 @@ def diff(
         behaviour: ``"on"``, ``"off"``, or ``"auto"``: on when both sides are model specs.
         max_new_tokens: Length of the greedy generations on the held-out prompts.
         refusal_tokens: First tokens of refusals; None finds them in the base's own refusals.
+        layers: Which layers the fine-tune disturbed, as `refusaldir.pipeline.which_layers` finds
+            it: ``"fast"``, ``"full"`` or ``"off"``. Both models are then in memory together.
         seed: Seed of folds and resampling.
         out: Folder for the results; None names one in the store.
         store: The folder for captures.
@@ -95,12 +105,16 @@ def diff(
 
     Returns:
         The document, the result objects, and what was written: ``diff.json``, the figures as
-        PNG and SVG, and the responses as JSON lines.
+        PNG and SVG, the responses as JSON lines, and ``layers.json`` where it was asked for.
 
     Raises:
         CaptureMismatchError: The two differ in something other than the model's weights.
         RefusaldirError: Whatever else the user can mend.
     """
+    if layers not in LAYERS:
+        raise RefusaldirError(
+            "Unknown choice", expected=" | ".join(LAYERS), got=layers, where="--layers"
+        )
     choices = Choices(
         hook=hook,
         position=position,
@@ -139,7 +153,16 @@ def diff(
         specs=not (is_capture(base) or is_capture(tuned)),
     )
     folder = Path(out) if out is not None else _default_folder(pair)
-    return pair.run(folder, progress)
+    if layers == "off":
+        return pair.run(folder, progress)
+    for arm in (pair.base, pair.tuned):
+        arm.require_unchanged()
+    require_no_layers(folder, force=force)
+    known = Known()
+    done = pair.run(folder, progress, known=known)
+    job = LayersJob.of_diff(pair, done, known.refusal_tokens, layers)
+    found = job.run(folder, progress)
+    return replace(done, layers=found, files={**done.files, **found.files})
 
 
 def _default_folder(pair: Pair) -> Path:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from refusaldir.directions.effect import Effects
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.behaviour import Behaviour
+    from refusaldir.probes.refusal_tokens import RefusalTokens
     from refusaldir.prompts.render import RenderedSet
 
 
@@ -36,6 +37,17 @@ class Known:
 
     behaviour: "Behaviour | None" = None
     causality: Causality | None = None
+
+    @property
+    def refusal_tokens(self) -> "RefusalTokens | None":
+        """Its refusal tokens, where they were found."""
+        from refusaldir.probes.refusal_tokens import RefusalTokens
+
+        if self.behaviour is not None and self.behaviour.refusal_tokens:
+            return self.behaviour.refusal_tokens
+        if self.causality is None or self.causality.selected is None:
+            return None
+        return RefusalTokens.from_dict(self.causality.selected.document["refusal_tokens"])
 
 
 @dataclass(kw_only=True)

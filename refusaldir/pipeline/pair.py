@@ -19,6 +19,7 @@ from refusaldir.store import Capture
 
 if TYPE_CHECKING:
     from refusaldir.drift.result import DriftResult
+    from refusaldir.pipeline.layers_job import LayersFound
     from refusaldir.probes.compare import BehaviourComparison
 
 
@@ -32,6 +33,7 @@ class Diff:
         behaviour: Paired behaviour, or None when it was not measured.
         folder: Where everything was written.
         files: What was written, by name.
+        layers: Which layers the fine-tune disturbed, or None when that was not asked for.
     """
 
     document: dict[str, Any]
@@ -39,6 +41,7 @@ class Diff:
     behaviour: "BehaviourComparison | None"
     folder: Path
     files: Mapping[str, Path]
+    layers: "LayersFound | None" = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,6 @@
 """`plan`: how many prompts a comparison needs, and what one of a given size could see."""
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from refusaldir.drift.power.power import Power, fewest
 from refusaldir.drift.power.shift_noise import ShiftNoise, Spread
 from refusaldir.drift.verdict import question_level
 from refusaldir.errors import RefusaldirError
+from refusaldir.pipeline.sites import parse_site
 from refusaldir.probes.power import FLIPS, RefusalPower
 from refusaldir.records import HARMFUL, HARMLESS, Site
 from refusaldir.store import Capture
@@ -46,8 +46,6 @@ DEFAULT_NOISE = Noise(
     ),
     measured=True,
 )
-
-_SITE = re.compile(r"([a-z_]+)\.(\d+)@([-−]?\d+)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +122,7 @@ def plan(
         raise RefusaldirError(
             "What two captures share is measured", got="--shared beside a capture of tuned"
         )
-    wanted = _site(site)
+    wanted = parse_site(site)
     if not 0 <= base_rate <= 1:
         raise RefusaldirError(
             "A rate lies between 0 and 1", got=f"{base_rate:g}", where="--base-rate"
@@ -200,21 +198,6 @@ def _row(p: Power, refusals: RefusalPower, n: int) -> Mapping[str, Any]:
 
 def _prompts(noise: Noise, intents: int) -> int:
     return math.ceil(intents * noise.prompts - 1e-9)
-
-
-def _site(text: str | None) -> Site | None:
-    if text is None:
-        return None
-    found = _SITE.fullmatch(text.strip())
-    if found is None:
-        raise RefusaldirError(
-            "The site cannot be read",
-            expected="HOOK.LAYER@POSITION, e.g. resid_pre.18@-1",
-            got=repr(text),
-            where="--site",
-        )
-    hook, layer, position = found.groups()
-    return Site(hook=hook, layer=int(layer), position=int(position.replace("−", "-")))
 
 
 def _pilot(

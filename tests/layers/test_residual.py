@@ -8,7 +8,8 @@ import pytest
 from scipy import stats
 
 from refusaldir.errors import CaptureError, CaptureMismatchError, PromptError
-from refusaldir.layers.residual import Contributions, decompose
+from refusaldir.layers.components import Contributions, HeadContributions
+from refusaldir.layers.residual import decompose
 from refusaldir.records import Site
 from refusaldir.statistics import Clusters, mean
 
@@ -71,6 +72,74 @@ def test_known_changes_are_found_in_the_order_of_the_forward_pass():
         ("resid_pre", layer) for layer in range(4)
     ]
     assert (result.n_harmful, result.n_harmless) == (120, 120)
+
+
+def with_heads(contributions, share):
+    """Attention split by shares ``[layer head]``; what the shares leave of it is the bias."""
+    values = contributions.attn[:, :, None] * share
+    return replace(
+        contributions,
+        heads=HeadContributions(
+            values=values,
+            bias=contributions.attn - values.sum(axis=2),
+            rounding=np.zeros_like(contributions.attn),
+        ),
+    )
+
+
+def test_known_changes_are_found_by_head():
+    share = np.array([[1, 0], [0.25, 0.75], [0.5, 0.3]])
+    base, tuned, labels, intents = draw(0)
+    clusters = Clusters.of(intents.tolist(), labels)
+    plain = decompose(base, tuned, labels, clusters)
+    assert plain.heads is None
+    result = decompose(with_heads(base, share), with_heads(tuned, share), labels, clusters)
+    assert replace(result, heads=None) == plain
+    by_head = result.heads
+    assert [(t.component, t.layer, t.head) for t in by_head.terms] == [
+        ("attn", layer, head) for layer in range(3) for head in range(2)
+    ]
+    assert [(t.component, t.layer, t.head) for t in by_head.bias] == [("attn_bias", 2, None)]
+    assert by_head.closing.relative < 1e-12
+    attn = [t for t in plain.terms if t.component == "attn"]
+    for which in ("harmful", "harmless", "difference"):
+        for term in by_head.terms:
+            whole = getattr(attn[term.layer], which).pointwise
+            part = getattr(term, which)
+            by = share[term.layer, term.head]
+            got = (part.pointwise.value, part.pointwise.lower, part.pointwise.upper)
+            assert got == pytest.approx((by * whole.value, by * whole.lower, by * whole.upper))
+            assert part.simultaneous.method.endswith("over 6 heads")
+            if by:  # wider, so that all of them are inside at once
+                assert part.simultaneous.upper > part.pointwise.upper
+        bias = getattr(by_head.bias[0], which).pointwise.value
+        assert bias == pytest.approx(0.2 * getattr(attn[2], which).pointwise.value)
+    data = json.loads(json.dumps(result.to_dict(), allow_nan=False))
+    assert data["heads"]["terms"][3]["head"] == 1 and data["terms"][1]["head"] is None
+
+
+def test_refuses_heads_that_do_not_add_up_to_attention():
+    share = np.array([[1, 0], [0.25, 0.75], [0.5, 0.5]])
+    base, tuned, labels, intents = draw(0)
+    clusters = Clusters.of(intents.tolist(), labels)
+    base, tuned = with_heads(base, share), with_heads(tuned, share)
+    size = np.abs(tuned.heads.values - base.heads.values)[5, 1].sum()
+
+    def moved(by, rounding=0.0):
+        values = tuned.heads.values.copy()
+        values[5, 1, 0] += by
+        spread = np.full_like(tuned.heads.rounding, rounding)
+        return replace(tuned, heads=replace(tuned.heads, values=values, rounding=spread))
+
+    closing = decompose(base, moved(0.5e-4 * size), labels, clusters).heads.closing
+    assert closing.relative == pytest.approx(0.5e-4, rel=1e-3)
+    for by in (2e-4 * size, np.nan):
+        with pytest.raises(CaptureError, match=r"heads do not add up.*layer 1, prompt 5"):
+            decompose(base, moved(by), labels, clusters)
+    coarse = decompose(base, moved(2e-4 * size, rounding=1e-3), labels, clusters).heads.closing
+    assert coarse.rounding == pytest.approx(8e-3)
+    with pytest.raises(CaptureMismatchError, match="number of heads"):
+        decompose(replace(base, heads=None), tuned, labels, clusters)
 
 
 def test_equals_a_brute_force_jackknife_and_the_plain_mean():
