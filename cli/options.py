@@ -59,7 +59,8 @@ Prompts = Annotated[
     typer.Option(
         "--prompts",
         "-p",
-        help="A built-in set, a file with labels, a preset or a Hugging Face data set.",
+        help="contrast, battery, escalations, a file with labels, a preset, or a Hugging Face data "
+        "set.",
         rich_help_panel=_PROMPTS,
     ),
 ]

@@ -2,18 +2,23 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import chain
 
 from refusaldir.errors import PromptError
 from refusaldir.prompts.schema import Prompt, PromptSet
+
+_Unit = list[Prompt]  # Twins, or one prompt without twin.
+_Intent = list[_Unit]
 
 
 def spread_head(prompts: PromptSet, limit: int) -> PromptSet:
     """Take the first prompts of each class, spread over splits and categories.
 
-    Twins are taken together or not at all. Within a split the first prompts of every category
-    come first, then the second ones, and so on; the splits keep their proportions. Without
-    splits and categories this is the plain head of each class. A class that has fewer than
-    ``limit`` prompts sets the number for the other one too.
+    Twins are taken together or not at all, and all framings of an intent while there is room.
+    Within a split the first intents of every category come first, then the second ones, and so
+    on; the splits keep their proportions. Without splits and categories this is the plain head of
+    each class. A class that has fewer than ``limit`` prompts sets the number for the other one
+    too.
 
     Args:
         prompts: The set.
@@ -30,7 +35,7 @@ def spread_head(prompts: PromptSet, limit: int) -> PromptSet:
     there = Counter(prompt.label for prompt in prompts)
     room = dict.fromkeys(there, min(limit, *there.values()) if there else 0)
     taken: set[str] = set()
-    for unit in _ranked(_units(prompts)):
+    for unit in chain.from_iterable(_ranked(_intents(prompts))):
         wanted = Counter(prompt.label for prompt in unit)
         if all(count <= room[label] for label, count in wanted.items()):
             taken.update(prompt.id for prompt in unit)
@@ -40,10 +45,18 @@ def spread_head(prompts: PromptSet, limit: int) -> PromptSet:
     return PromptSet(prompts.name, kept, prompts.notes)
 
 
-def _units(prompts: PromptSet) -> list[list[Prompt]]:
+def _intents(prompts: PromptSet) -> list[_Intent]:
+    """Group the twins of an intent, in order of first appearance."""
+    intents: dict[str, _Intent] = {}
+    for unit in _units(prompts):
+        intents.setdefault(unit[0].intent_id, []).append(unit)
+    return list(intents.values())
+
+
+def _units(prompts: PromptSet) -> list[_Unit]:
     """Group twins; a prompt without twin is a unit of its own. In order of first appearance."""
     by_id = {prompt.id: prompt for prompt in prompts}
-    unit_of: dict[str, list[Prompt]] = {}
+    unit_of: dict[str, _Unit] = {}
     for prompt in prompts:
         unit = unit_of.setdefault(prompt.id, [prompt])
         if prompt.twin_of not in by_id:
@@ -56,20 +69,21 @@ def _units(prompts: PromptSet) -> list[list[Prompt]]:
     return list(units.values())
 
 
-def _ranked(units: Sequence[list[Prompt]]) -> list[list[Prompt]]:
-    """Order units so that any head of the list is spread over splits and categories."""
-    strata: dict[tuple[object, object], list[list[Prompt]]] = {}
-    for unit in units:
-        kind = "+".join(sorted(prompt.label for prompt in unit))
-        strata.setdefault((unit[0].split, kind), []).append(unit)
-    ranked: list[tuple[float, int, list[Prompt]]] = []
+def _ranked(intents: Sequence[_Intent]) -> list[_Intent]:
+    """Order intents so that any head of the list is spread over splits and categories."""
+    strata: dict[tuple[object, object], list[_Intent]] = {}
+    for intent in intents:
+        kind = "+".join(sorted(prompt.label for unit in intent for prompt in unit))
+        strata.setdefault((intent[0][0].split, kind), []).append(intent)
+    ranked: list[tuple[float, int, _Intent]] = []
     for stratum in strata.values():
         seen: Counter[str] = Counter()
         rounds = []
-        for order, unit in enumerate(stratum):
-            rounds.append((seen[unit[0].category], order, unit))
-            seen[unit[0].category] += 1
+        for order, intent in enumerate(stratum):
+            category = intent[0][0].category
+            rounds.append((seen[category], order, intent))
+            seen[category] += 1
         rounds.sort(key=lambda item: item[:2])
-        for rank, (_, _, unit) in enumerate(rounds):
-            ranked.append(((rank + 0.5) / len(stratum), len(ranked), unit))
-    return [unit for _, _, unit in sorted(ranked, key=lambda item: item[:2])]
+        for rank, (_, _, intent) in enumerate(rounds):
+            ranked.append(((rank + 0.5) / len(stratum), len(ranked), intent))
+    return [intent for _, _, intent in sorted(ranked, key=lambda item: item[:2])]

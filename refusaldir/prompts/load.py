@@ -3,6 +3,7 @@
 For example::
 
     load_prompts()                                    # the built-in set "contrast"
+    load_prompts("battery")                           # or "escalations": of several turns
     load_prompts("mine.jsonl")
     load_prompts("goals.csv", label="harmful", column_map={"text": "Goal"})
     load_prompts("xstest")                            # a public set, downloaded
@@ -24,7 +25,7 @@ from refusaldir.prompts.rows import Draft, Reading, build_set, read_drafts
 from refusaldir.prompts.schema import PromptSet
 
 #: Sets that come with refusaldir, by name.
-BUILT_IN = ("contrast",)
+BUILT_IN = ("contrast", "battery", "escalations")
 
 _SUFFIXES = (".jsonl", ".json", ".csv", ".tsv", ".txt")
 
@@ -40,9 +41,9 @@ def load_prompts(
     """Load one prompt set.
 
     Args:
-        source: ``contrast``; a .jsonl, .json, .csv, .tsv or .txt file; the name of a public set
-            (see `refusaldir.prompts.presets`); a Hugging Face data set
-            ``name[:config][@revision][#split]``; or a data set folder.
+        source: ``contrast``, ``battery`` or ``escalations``; a .jsonl, .json, .csv, .tsv or .txt
+            file; the name of a public set (see `refusaldir.prompts.presets`); a Hugging Face data
+            set ``name[:config][@revision][#split]``; or a data set folder.
         label: ``harmful`` or ``harmless`` for a source without labels; of a public set that has
             both classes, the one to keep.
         column_map: Prompt field (or ``text``) → column of the source. Columns it does not name
@@ -50,7 +51,8 @@ def load_prompts(
         split: Keep the prompts whose ``split`` is ``train``, ``validation`` or ``test``. (The
             split of a Hugging Face data set is written after ``#`` in its name.)
         limit: At most this many prompts of each class, as many of one as of the other, twins
-            together, spread over splits and categories, always the same ones.
+            and the framings of an intent together, spread over splits and categories, always
+            the same ones.
 
     Returns:
         The prompts, in the order of the source.

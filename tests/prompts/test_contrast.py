@@ -1,10 +1,4 @@
-"""The built-in contrast set: its form, its matching, and what can be told from surface alone.
-
-The separability checks fit a logistic regression with ten-fold cross-validation in which both
-twins of an intent always fall in the same fold, three times over, and average the AUROC. Each
-has a negative control: the same check on a copy in which only the harmful prompts were given the
-same extra words must leave the bounds, so a check that cannot fail is noticed.
-"""
+"""The built-in contrast set: its form, its matching, and what can be told from surface alone."""
 
 from __future__ import annotations
 
@@ -13,17 +7,11 @@ import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from sklearn.feature_extraction.text import CountVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.metrics import roc_auc_score
-from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from surface import all_tokens, held_out_auroc, template_tokens
 
 PATH = Path(__file__).parents[2] / "refusaldir" / "prompts" / "data" / "contrast.jsonl"
 CATEGORIES = (
@@ -57,25 +45,6 @@ FIELDS = (
 SPLIT_SIZES = {"train": 12, "validation": 4, "test": 8}
 # Of the sorted "intent_id split" lines: the assignment is part of the set's version.
 SPLIT_DIGEST = "30b6d8662868f052e9dbaec1b733676e878ff03e21ff27c2d10e4e65a434371f"
-
-# Closed-class words: with the first two words and the punctuation they are a prompt's template.
-FUNCTION_WORDS = frozenset(
-    """
-    a an the this that these those some any each every all both such no not none never always ever
-    nobody everybody anybody somebody nothing everything anything something someone everyone anyone
-    i me my mine myself we us our you your yours he him his she her hers herself it its they them
-    their themselves who whom whose which what when where why how
-    about above across after against along alongside among anyway around as at away back before
-    behind below between beyond but by down during except for from in inside instead into like near
-    of off on onto or out outside over past per since so than through till to toward under until up
-    upon via with within without and nor yet if though although because unless while once
-    am is are was were be been being do does did done have has had having can could may might must
-    shall should will would i'd i'm i've it's isn't won't can't doesn't needn't haven't let's what's
-    you're just please now then there here too very more most less least enough only also again own
-    one two three five six ten fifty hundred hundreds thousand many much other others another
-    """.split()
-)
-TOKEN = re.compile(r"[\w'-]+|[^\w\s]")
 
 Record = dict[str, Any]
 
@@ -195,81 +164,33 @@ def test_intents_are_not_near_duplicates(records: list[Record]) -> None:
 # ---------------------------------------------------------------------- separability
 
 
-def length_features(texts: list[str]) -> np.ndarray:
-    rows = [(len(t.split()), len(t), len(t) / len(t.split())) for t in texts]
-    return np.array(rows, dtype=float)
+@pytest.fixture(scope="module")
+def texts(pairs: list[tuple[Record, Record]]) -> list[tuple[str, str]]:
+    return [(text(harmful), text(harmless)) for harmful, harmless in pairs]
 
 
-def template_tokens(prompt: str) -> list[str]:
-    """The form words: the first two words, function words and punctuation."""
-    tokens = TOKEN.findall(prompt.lower())
-    opening = [f"^{token}" for token in tokens[:2]]
-    return opening + [t for t in tokens if t in FUNCTION_WORDS or not t[0].isalnum()]
-
-
-def all_tokens(prompt: str) -> list[str]:
-    return TOKEN.findall(prompt.lower())
-
-
-def held_out_auroc(
-    pairs: list[tuple[Record, Record]],
-    features: Callable[[str], list[str]] | None,
-    mark: str = "",
-) -> float:
-    """Mean AUROC over three ten-fold assignments of intents; `mark` is put into harmful prompts.
-
-    Args:
-        pairs: The matched prompts.
-        features: What a prompt's bag of words is made of; None means its lengths.
-        mark: Words put behind the last word of every harmful prompt (the negative control).
-    """
-
-    def marked(prompt: str) -> str:
-        body = prompt.rstrip(".?!")
-        return f"{body} {mark}{prompt[len(body) :]}" if mark else prompt
-
-    texts = [t for h, b in pairs for t in (marked(text(h)), text(b))]
-    label = np.tile([1, 0], len(pairs))
-    if features is None:
-        x = length_features(texts)
-        model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    else:
-        x = CountVectorizer(analyzer=features, binary=True).fit_transform(texts)
-        model = LogisticRegression(max_iter=1000)
-    values = []
-    for seed in range(3):
-        fold_of_intent = np.random.default_rng(seed).permutation(np.arange(len(pairs)) % 10)
-        fold = np.repeat(fold_of_intent, 2)
-        score = np.empty(len(label))
-        for held in range(10):
-            model.fit(x[fold != held], label[fold != held])
-            score[fold == held] = model.decision_function(x[fold == held])
-        values.append(float(roc_auc_score(label, score)))
-    return float(np.mean(values))
-
-
-def test_length_alone_does_not_separate(pairs: list[tuple[Record, Record]]) -> None:
+def test_length_alone_does_not_separate(texts: list[tuple[str, str]]) -> None:
     """Words, characters, characters a word: measured AUROC 0.505 (control 0.797)."""
-    assert 0.40 <= held_out_auroc(pairs, None) <= 0.60
-    assert held_out_auroc(pairs, None, mark="unobtrusively") > 0.60
+    assert 0.40 <= held_out_auroc(texts, None) <= 0.60
+    assert held_out_auroc(texts, None, mark="unobtrusively") > 0.60
 
 
-def test_template_alone_does_not_separate(pairs: list[tuple[Record, Record]]) -> None:
+def test_template_alone_does_not_separate(texts: list[tuple[str, str]]) -> None:
     """First two words, function words, punctuation: measured AUROC 0.537 (control 0.997)."""
-    assert 0.40 <= held_out_auroc(pairs, template_tokens) <= 0.60
-    assert held_out_auroc(pairs, template_tokens, mark="anyway") > 0.60
+    assert 0.40 <= held_out_auroc(texts, template_tokens) <= 0.60
+    assert held_out_auroc(texts, template_tokens, mark="anyway") > 0.60
 
 
 def test_all_words_separate_held_out_intents_only_in_part(
-    pairs: list[tuple[Record, Record]],
+    texts: list[tuple[str, str]],
 ) -> None:
     """Every word: measured AUROC 0.684 (control 1.000).
 
     Words of content carry some of the difference, as they must; the bound keeps a few tell-tale
     words from carrying the most of it.
     """
-    assert held_out_auroc(pairs, all_tokens) <= 0.75
-    assert held_out_auroc(pairs, all_tokens, mark="unobtrusively") > 0.75
+    assert held_out_auroc(texts, all_tokens) <= 0.75
+    assert held_out_auroc(texts, all_tokens, mark="unobtrusively") > 0.75
 
 
 def test_no_word_marks_a_class(pairs: list[tuple[Record, Record]]) -> None:

@@ -1,12 +1,12 @@
 import json
 import subprocess
 import sys
-from importlib import resources
+from collections import Counter
 
 import pytest
 
 from refusaldir.errors import PromptError
-from refusaldir.prompts.load import load_pair, load_prompts
+from refusaldir.prompts.load import BUILT_IN, load_pair, load_prompts
 
 
 def refusal(call, *parts: str) -> str:
@@ -132,13 +132,16 @@ def test_intents_are_shared_by_twins(write):
     assert [p.intent_id for p in ps] == ["a", "a", "given", "given", "e", "e", "e"]
 
 
-def test_built_in_set_loads():
-    if not (resources.files("refusaldir.prompts") / "data" / "contrast.jsonl").is_file():
-        pytest.skip("the built-in set is not there yet")
-    ps = load_prompts(limit=8)
-    assert ps.name == "contrast" and len(ps) == 16
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_built_in_sets_load(name):
+    ps = load_prompts(name, limit=8)
+    assert ps.name == name and len(ps) == 16
     ps.require_both_classes()
     assert len({p.category for p in ps}) >= 4
+
+
+def test_the_contrast_set_is_the_default():
+    assert load_prompts().hash == load_prompts("contrast").hash
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -228,7 +231,7 @@ def test_a_directory_that_is_no_file_and_an_unreadable_one(tmp_path, write):
     [
         ("contrats", ["Did you mean 'contrast'"]),
         ("adv_bnch", ["Did you mean 'advbench'"]),
-        ("xyzzyx", ["one of contrast, advbench"]),
+        ("xyzzyx", ["one of contrast, battery, escalations, advbench"]),
         ("./none/such", ["no such prompt file"]),
         ("a/b/c", ["no such prompt file"]),
         ("two words", ["no such prompt file"]),
@@ -335,6 +338,34 @@ def test_limit_spreads_over_splits_and_categories(write, records):
     assert {p.category for p in ps} == {"c0", "c1", "c2"}
     assert sum(p.split == "test" for p in ps) == 6  # A quarter, as in the whole.
     assert ps.ids == [r["id"] for r in rows if r["id"] in set(ps.ids)]  # Order is kept.
+
+
+def test_limit_takes_all_framings_of_an_intent_while_there_is_room(write, records):
+    framings = ("plain", "fictional", "domain")
+    rows = [
+        records(
+            n,
+            label,
+            id=f"{n}-{framing}-{label}",
+            twin_of=f"{n}-{framing}-{other}",
+            framing=framing,
+            turns=[{"role": "user", "content": f"{framing} {label} {n}"}],
+        )
+        for framing in framings  # Sorted by framing: a plain head would see one only.
+        for n in range(6)
+        for label, other in (("harmful", "harmless"), ("harmless", "harmful"))
+    ]
+    path = write("p.jsonl", rows)
+    ps = load_prompts(path, limit=9)
+    assert Counter((p.intent_id, p.framing, p.label) for p in ps) == Counter(
+        (f"i{n}", framing, label)
+        for n in range(3)  # One of each category.
+        for framing in framings
+        for label in ("harmful", "harmless")
+    )
+    ps = load_prompts(path, limit=4)
+    assert sorted(Counter(p.intent_id for p in ps).values()) == [2, 6]
+    assert {p.twin_of for p in ps} == set(ps.ids)
 
 
 def test_limit_without_structure_is_the_head_and_the_smaller_class_decides(write):
