@@ -60,7 +60,9 @@ class TestClosedForm:
 
         assert raw.value - raw.lower == pytest.approx(half(raws), rel=1e-8)
         expected = critical_value(0.95, deviations.df) * np.sqrt(deviations.variance)
-        assert cos.value - cos.lower == pytest.approx(expected, rel=1e-9)
+        own = deviations.interval(cos.value)
+        assert cos.value - own.lower == pytest.approx(expected, rel=1e-9)
+        assert cos.lower <= own.lower  # wider where a direction is short
 
     @pytest.mark.parametrize("twins", [True, False])
     def test_second_order_part_is_the_kernel_of_prompt_pairs(self, plant, twins):
