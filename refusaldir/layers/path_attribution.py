@@ -26,13 +26,15 @@ from torch import Tensor
 
 from refusaldir.batching import TokenBatch
 from refusaldir.errors import CaptureError
+from refusaldir.layers.effects import LEAST_SDS
 from refusaldir.layers.line import on_line
 from refusaldir.layers.outcomes import Outcome
 from refusaldir.layers.quadrature import NESTED, Rule, gauss_legendre, nested
 from refusaldir.layers.weight_pair import Change, WeightPair
 from refusaldir.layers.whole_batches import WholeBatches
 
-#: Gap at which the sum counts as closed, relative to the mean change of the outcome.
+#: Gap at which the sum counts as closed, relative to the mean change of the outcome, or to the
+#: smallest change that would be shared out where it is smaller.
 TOLERANCE = 1e-3
 #: From these nodes on, a rule that moves the sum by less than this share of the gap is the last:
 #: what is left open is rounding or a jump, and no node closes it.
@@ -81,7 +83,7 @@ class PathAttribution:
     @property
     def closed(self) -> bool:
         """Whether the gap is within `TOLERANCE`."""
-        return self.gap == 0 or (self.relative_gap is not None and self.relative_gap <= TOLERANCE)
+        return self.gap <= _allowed(self.base, self.tuned)
 
     @property
     def by_layer(self) -> Float64[np.ndarray, "prompt layer"]:
@@ -170,7 +172,7 @@ def attribute(
         )
     batches = WholeBatches(pair.model, sequences, batch_size)
     base, tuned = _ends(pair, batches, outcome)
-    change = float((tuned - base).mean())
+    change, allowed = float((tuned - base).mean()), _allowed(base, tuned)
     slopes: list[Float64[np.ndarray, "prompt change"]] = []
     values = np.zeros((len(sequences), len(pair.changes)))
     with on_line(pair) as line:
@@ -183,7 +185,7 @@ def attribute(
             values = np.tensordot(weights, np.stack(slopes), axes=1)
             previous, gap = gap, float(values.sum(axis=1).mean()) - change
             settled = len(points) >= SETTLED_FROM and abs(gap - previous) < SETTLED * abs(gap)
-            if abs(gap) <= TOLERANCE * abs(change) or settled:
+            if abs(gap) <= allowed or settled:
                 break
     if not np.all(np.isfinite(values)):
         raise _not_finite("A slope of the outcome", outcome)
@@ -196,6 +198,12 @@ def attribute(
         nodes=len(slopes),
         n_layers=pair.model.n_layers,
     )
+
+
+def _allowed(base: Float64[np.ndarray, " prompt"], tuned: Float64[np.ndarray, " prompt"]) -> float:
+    """Largest gap at which the sum counts as closed."""
+    least = LEAST_SDS * float(np.std(base, ddof=1)) if len(base) > 1 else 0.0
+    return TOLERANCE * max(abs(float((tuned - base).mean())), least)
 
 
 def _rules(nodes: int | None) -> Iterator[Rule]:

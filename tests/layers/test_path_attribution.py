@@ -192,6 +192,9 @@ def test_rotation_that_the_function_does_not_feel(make_pair, prompts, tmp_path):
     size = np.abs(result.values).max()
     assert size > 0.05
     assert np.abs(result.by_layer).max() < 1e-3 * size
+    # Nothing to share out: no node is spent on closing to a share of nothing.
+    alone = attribute(pair, prompts, SCORE)
+    assert alone.closed and alone.nodes <= 15
     # One half alone is felt.
     half = AutoModelForCausalLM.from_pretrained(base)
     half.model.layers[1].self_attn.v_proj.weight.data = pair.switches[0].tensors["weight"][1]
