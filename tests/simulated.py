@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refusaldir.layers.result import Measured
+from refusaldir.layers.measured import Measured
 from refusaldir.statistics import Clusters
 
 

@@ -7,7 +7,7 @@ from refusaldir.directions.site import fold_count
 from refusaldir.drift.comparable import Rows, require_comparable
 from refusaldir.drift.contrasts import Design
 from refusaldir.drift.layer import layer_drift
-from refusaldir.drift.result import LayerDrift
+from refusaldir.drift.layer_result import LayerDrift
 from refusaldir.records import Site
 from refusaldir.statistics import Deviations
 

@@ -13,8 +13,9 @@ from refusaldir.drift.context import ContextWalk
 from refusaldir.drift.contrasts import Contrasts, Design
 from refusaldir.drift.harmfulness import HarmfulnessDrift, harmfulness_drift
 from refusaldir.drift.layer import layer_drift
+from refusaldir.drift.layer_result import LayerDrift
 from refusaldir.drift.ranking import RANKING_RULE, rank_layers
-from refusaldir.drift.result import MARGINS, DriftResult, LayerDrift, Margins, SiteRotation
+from refusaldir.drift.result import MARGINS, DriftResult, Margins, SiteRotation
 from refusaldir.drift.rotation import rotation, shrinkage
 from refusaldir.drift.verdict import findings, question_level, sentences
 from refusaldir.records import HARMFUL, Site

@@ -16,11 +16,11 @@ from refusaldir.drift.categories.category_drift import CategoryDrift, category_d
 from refusaldir.drift.categories.subspaces import SubspaceDrift, subspace_drift
 from refusaldir.drift.contrasts import Contrasts, Design
 from refusaldir.drift.floors import FLOOR_SIZE
+from refusaldir.drift.layer_result import LayerDrift
 from refusaldir.drift.nulls.drift_test import DriftTest, SignFlipTest
 from refusaldir.drift.nulls.nulls import Nulls
 from refusaldir.drift.nulls.rulers import NullsResult
 from refusaldir.drift.power.detectable import MinimumDetectable, minimum_detectable
-from refusaldir.drift.result import LayerDrift
 from refusaldir.drift.selectivity.meter import SelectivityMeter
 from refusaldir.drift.selectivity.result import SelectivityResult
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, Site

@@ -9,7 +9,7 @@ leaves the first still knows what is harmful and answers all the same.
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from refusaldir.drift.result import LayerDrift
+from refusaldir.drift.layer_result import LayerDrift
 from refusaldir.records import Estimate, Site
 from refusaldir.statistics import Deviations
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from itertools import pairwise
 
-from refusaldir.drift.result import LayerDrift, RankedLayer
+from refusaldir.drift.layer_result import LayerDrift
+from refusaldir.drift.result import RankedLayer
 from refusaldir.records import Estimate
 from refusaldir.statistics import Deviations, simultaneous_bands
 

@@ -10,8 +10,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from refusaldir.drift.floors import FLOOR_COSINE
+from refusaldir.drift.layer_result import ByClass
 from refusaldir.drift.ranking import ends
-from refusaldir.drift.result import ByClass
 from refusaldir.drift.rotation import angle
 from refusaldir.records import Estimate, Site
 from refusaldir.statistics import Deviations, simultaneous_bands

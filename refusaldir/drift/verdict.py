@@ -8,8 +8,9 @@ import math
 from collections.abc import Callable, Sequence
 
 from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
+from refusaldir.drift.layer_result import LayerDrift
 from refusaldir.drift.ranking import lower_end
-from refusaldir.drift.result import MARGINS, Finding, LayerDrift, Margins, RankedLayer
+from refusaldir.drift.result import MARGINS, Finding, Margins, RankedLayer
 from refusaldir.geometry import angle_degrees
 from refusaldir.records import Estimate
 

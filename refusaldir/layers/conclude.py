@@ -26,11 +26,11 @@ from refusaldir.layers.lenses import (
     path_effects,
     transplant_effects,
 )
+from refusaldir.layers.measured import Measured
 from refusaldir.layers.ranking import rank_layers
 from refusaldir.layers.result import (
     LayersResult,
     MatrixEffect,
-    Measured,
     PathLens,
     PlaceShare,
     TransplantLens,

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from refusaldir.layers.agreement import Agreement
 from refusaldir.layers.effects import Layer, OutcomeChange, Share
+from refusaldir.layers.measured import Measured
 from refusaldir.layers.ranking import Ranking
 from refusaldir.records import Estimate
 
@@ -12,32 +13,6 @@ if TYPE_CHECKING:
     from refusaldir.layers.repair import Repair
     from refusaldir.layers.residual import ResidualDecomposition
     from refusaldir.layers.weight_alignment import WeightAlignment
-
-
-@dataclass(frozen=True, kw_only=True)
-class Measured:
-    """What was measured in both models.
-
-    Attributes:
-        name: Of the outcome, e.g. ``"refusal score"``.
-        unit: Of the outcome: ``"nats"``, ``"residual norm"`` or ``"share"``.
-        subject: The outcome and its prompts in words, e.g. ``"the refusal score of 38 harmful
-            prompts"``.
-        n_prompts: Number of prompts.
-        n_clusters: Number of intents, the independent units.
-        n_layers: Blocks of the model.
-        changed: Blocks with a changed weight.
-        outside: Whether weights outside the blocks changed.
-    """
-
-    name: str
-    unit: str
-    subject: str
-    n_prompts: int
-    n_clusters: int
-    n_layers: int
-    changed: tuple[int, ...]
-    outside: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 from refusaldir.layers.agreement import Agreement
 from refusaldir.layers.effects import LEAST_SHARE, OutcomeChange
 from refusaldir.layers.lenses import INJECT, PATH, RESTORE
+from refusaldir.layers.measured import Measured
 from refusaldir.layers.ranking import HOLDING, RankedLayer, Ranking
-from refusaldir.layers.result import Measured, PathLens, TransplantLens, Verdict
+from refusaldir.layers.result import PathLens, TransplantLens, Verdict
 from refusaldir.layers.words import amount, layer_words, level_of, number, percent, share, span
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import groupby
 
 from refusaldir.layers.effects import Layer
-from refusaldir.layers.result import Measured
+from refusaldir.layers.measured import Measured
 from refusaldir.records import Estimate
 
 

@@ -1,12 +1,16 @@
-"""What is asked of `which_layers`: outcome, lenses, and what goes with them."""
+"""What is asked of `which_layers`, and what it returns."""
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from refusaldir.errors import ProbeError, RefusaldirError
 from refusaldir.records import Site
+
+if TYPE_CHECKING:
+    from refusaldir.layers.result import LayersResult
 
 MODES = ("fast", "full")
 #: Outcomes, what they are called, and their units.
@@ -89,3 +93,20 @@ class Asked:
             "site": None if self.site is None else str(self.site),
         }
         return {name: value for name, value in out.items() if name not in ("batch_size", "force")}
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayersFound:
+    """What `which_layers` found.
+
+    Attributes:
+        document: The content of ``layers.json``.
+        result: Shares, lenses and verdict.
+        folder: Where everything was written.
+        files: What was written, by name.
+    """
+
+    document: dict[str, Any]
+    result: "LayersResult"
+    folder: Path
+    files: Mapping[str, Path]

@@ -23,11 +23,12 @@ from refusaldir.statistics import Clusters
 if TYPE_CHECKING:
     from refusaldir.layers.agreement import Order
     from refusaldir.layers.components import Contributions
+    from refusaldir.layers.measured import Measured
     from refusaldir.layers.outcomes import Outcome, RefusalRate
     from refusaldir.layers.path_attribution import PathAttribution
     from refusaldir.layers.repair import Repair
     from refusaldir.layers.residual import ResidualDecomposition
-    from refusaldir.layers.result import LayersResult, Measured
+    from refusaldir.layers.result import LayersResult
     from refusaldir.layers.transplant import Transplant
     from refusaldir.layers.weight_alignment import WeightAlignment
     from refusaldir.layers.weight_pair import WeightPair
@@ -158,7 +159,7 @@ class LayerRun:
         return [self.material.rendered.prompts[int(row)] for row in rows]
 
     def _measured(self) -> "Measured":
-        from refusaldir.layers.result import Measured
+        from refusaldir.layers.measured import Measured
 
         kind, n, category = self.asked.outcome, len(self.ids), self.asked.category
         site = "" if self.along.direction is None else str(self.along.direction.site)

@@ -8,8 +8,8 @@ from refusaldir.drift.comparable import require_comparable
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.arm import Arm, Terms
-from refusaldir.pipeline.layer_choices import Asked
-from refusaldir.pipeline.layers_job import LayersFound, LayersJob
+from refusaldir.pipeline.layer_choices import Asked, LayersFound
+from refusaldir.pipeline.layers_job import LayersJob
 from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.plan import Rendering, prompt_set
 from refusaldir.pipeline.progress import ProgressFn, silent

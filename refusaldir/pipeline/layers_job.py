@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refusaldir.errors import OutputExistsError
 from refusaldir.pipeline.arm import Arm
-from refusaldir.pipeline.layer_choices import Asked
+from refusaldir.pipeline.layer_choices import Asked, LayersFound
 from refusaldir.pipeline.layer_prompts import Along, outcome_prompts
 from refusaldir.pipeline.layer_run import RESPONSES, LayerRun
 from refusaldir.pipeline.material import Material
@@ -19,23 +19,6 @@ from refusaldir.pipeline.progress import ProgressFn
 if TYPE_CHECKING:
     from refusaldir.layers.result import LayersResult
     from refusaldir.probes.refusal_tokens import RefusalTokens
-
-
-@dataclass(frozen=True, kw_only=True)
-class LayersFound:
-    """What `which_layers` found.
-
-    Attributes:
-        document: The content of ``layers.json``.
-        result: Shares, lenses and verdict.
-        folder: Where everything was written.
-        files: What was written, by name.
-    """
-
-    document: dict[str, Any]
-    result: "LayersResult"
-    folder: Path
-    files: Mapping[str, Path]
 
 
 @dataclass(frozen=True, kw_only=True)

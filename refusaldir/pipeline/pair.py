@@ -19,7 +19,7 @@ from refusaldir.store import Capture
 
 if TYPE_CHECKING:
     from refusaldir.drift.result import DriftResult
-    from refusaldir.pipeline.layers_job import LayersFound
+    from refusaldir.pipeline.layer_choices import LayersFound
     from refusaldir.probes.compare import BehaviourComparison
 
 

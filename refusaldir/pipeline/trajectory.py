@@ -252,7 +252,7 @@ def _compared(
 
 def _checkpoint(stop: Stop, document: Mapping[str, Any], deviations: Any) -> "Checkpoint":
     """The figures at the site of one diff document."""
-    from refusaldir.drift.result import ByClass
+    from refusaldir.drift.layer_result import ByClass
     from refusaldir.drift.trajectory import Checkpoint
     from refusaldir.records import Estimate
 

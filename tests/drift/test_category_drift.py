@@ -10,8 +10,8 @@ from scipy import stats
 from refusaldir.drift.categories.category_drift import category_drift
 from refusaldir.drift.categories.groups import GroupFigure, alike_p_value, versus_others
 from refusaldir.drift.contrasts import Contrasts, Design
-from refusaldir.drift.layer import translation, within_sd
 from refusaldir.drift.rotation import rotation, shrinkage
+from refusaldir.drift.translation import translation, within_sd
 from refusaldir.records import Estimate
 from refusaldir.statistics import Clusters
 

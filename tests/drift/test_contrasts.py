@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from refusaldir.drift.contrasts import Contrasts, Design
-from refusaldir.drift.layer import layer_drift, translation
+from refusaldir.drift.layer import layer_drift
 from refusaldir.drift.rotation import raw_rotation, rotation, shrinkage
+from refusaldir.drift.translation import translation
 from refusaldir.records import Site
 from refusaldir.statistics import Clusters, centred_kernel, critical_value
 

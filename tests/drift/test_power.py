@@ -8,12 +8,12 @@ import pytest
 
 from refusaldir.drift.contrasts import Contrasts, Design
 from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
-from refusaldir.drift.layer import translation
 from refusaldir.drift.power.detectable import minimum_detectable
 from refusaldir.drift.power.noise import Noise, assume_noise, measure_noise
 from refusaldir.drift.power.power import Power, fewest
 from refusaldir.drift.power.shift_noise import ShiftNoise, Spread
 from refusaldir.drift.rotation import rotation, shrinkage
+from refusaldir.drift.translation import translation
 from refusaldir.errors import DirectionError, RefusaldirError
 from refusaldir.records import HARMFUL, HARMLESS
 from refusaldir.statistics import Clusters

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from refusaldir.drift.contrasts import Contrasts, Design
-from refusaldir.drift.result import ByClass
+from refusaldir.drift.layer_result import ByClass
 from refusaldir.drift.rotation import angle, rotation
 from refusaldir.drift.trajectory import Checkpoint, trajectory
 from refusaldir.records import Estimate, Site

@@ -9,17 +9,9 @@ import pytest
 
 from refusaldir.directions.site import SiteChoice
 from refusaldir.drift.compare import compare
+from refusaldir.drift.layer_result import ByClass, Change, Crossed, LayerDrift, TopDimension
 from refusaldir.drift.ranking import RANKING_RULE
-from refusaldir.drift.result import (
-    ByClass,
-    Change,
-    Crossed,
-    DriftResult,
-    LayerDrift,
-    RankedLayer,
-    SiteRotation,
-    TopDimension,
-)
+from refusaldir.drift.result import DriftResult, RankedLayer, SiteRotation
 from refusaldir.drift.verdict import findings, sentences
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
 from refusaldir.probes.compare import compare_behaviour

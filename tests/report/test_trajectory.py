@@ -7,7 +7,7 @@ import pytest
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
-from refusaldir.drift.result import ByClass
+from refusaldir.drift.layer_result import ByClass
 from refusaldir.drift.trajectory import Checkpoint, trajectory
 from refusaldir.errors import StoreError
 from refusaldir.records import Estimate, Site

@@ -34,8 +34,8 @@ from refusaldir.drift.categories.groups import (
     versus_others,
 )
 from refusaldir.drift.contrasts import R_BASE, Contrasts, Design, missing, root
-from refusaldir.drift.layer import within_sd
 from refusaldir.drift.rotation import rotation, shrinkage
+from refusaldir.drift.translation import within_sd
 from refusaldir.geometry import mean_products
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
 from refusaldir.statistics import Clusters, Deviations, holm
