@@ -102,7 +102,7 @@ def model(name):
 
 def weights(n_layers):
     """A change of every matrix, the later the larger."""
-    from refusaldir.layers.weight_alignment import (
+    from refusaldir.layers.weights.alignment import (
         MatrixAlignment,
         WeightAlignment,
         component_totals,
@@ -125,7 +125,7 @@ def weights(n_layers):
 
 def contributions(n, n_layers, *, seed, heads=False):
     """Of prompts that are harmful and harmless in turn, read before the last layer."""
-    from refusaldir.layers.components import Contributions, HeadContributions
+    from refusaldir.layers.residual.components import Contributions, HeadContributions
     from refusaldir.records import Site
 
     rng = np.random.default_rng(seed)
@@ -154,7 +154,7 @@ def contributions(n, n_layers, *, seed, heads=False):
 def residual_of(n_layers, *, heads=False, n=24):
     """A decomposition, and the same on the harmful prompts by layer."""
     from refusaldir.layers.agreement import residual_order
-    from refusaldir.layers.residual import decompose
+    from refusaldir.layers.residual.decomposition import decompose
 
     base, tuned = (contributions(n, n_layers, seed=seed, heads=heads) for seed in (1, 2))
     labels = np.arange(n) % 2

@@ -24,8 +24,8 @@ from refusaldir.records import Estimate
 from refusaldir.statistics import Clusters
 
 if TYPE_CHECKING:
-    from refusaldir.layers.components import Contributions
-    from refusaldir.layers.weight_alignment import WeightAlignment
+    from refusaldir.layers.residual.components import Contributions
+    from refusaldir.layers.weights.alignment import WeightAlignment
 
 FloatArray = NDArray[np.float64]
 

@@ -39,9 +39,9 @@ from refusaldir.layers.verdict import verdict
 from refusaldir.statistics import Clusters
 
 if TYPE_CHECKING:
-    from refusaldir.layers.repair import Repair
-    from refusaldir.layers.residual import ResidualDecomposition
-    from refusaldir.layers.weight_alignment import WeightAlignment
+    from refusaldir.layers.exchange.repair import Repair
+    from refusaldir.layers.residual.decomposition import ResidualDecomposition
+    from refusaldir.layers.weights.alignment import WeightAlignment
 
 
 class Sharing:

@@ -10,9 +10,9 @@ from refusaldir.layers.ranking import Ranking
 from refusaldir.records import Estimate
 
 if TYPE_CHECKING:
-    from refusaldir.layers.repair import Repair
-    from refusaldir.layers.residual import ResidualDecomposition
-    from refusaldir.layers.weight_alignment import WeightAlignment
+    from refusaldir.layers.exchange.repair import Repair
+    from refusaldir.layers.residual.decomposition import ResidualDecomposition
+    from refusaldir.layers.weights.alignment import WeightAlignment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from refusaldir.layers.result import PathLens, TransplantLens, Verdict
 from refusaldir.layers.words import amount, layer_words, level_of, number, percent, share, span
 
 if TYPE_CHECKING:
-    from refusaldir.layers.repair import Repair
+    from refusaldir.layers.exchange.repair import Repair
 
 #: Layers named one by one in a sentence; the others are in the table.
 _NAMED = 6

@@ -21,8 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from refusaldir.errors import ModelLoadError, ModelSpecError
-from refusaldir.layers.lora import read_adapter
 from refusaldir.layers.switches import Change, Switch, adapter_switches, tensor_switches
+from refusaldir.layers.weights.lora import read_adapter
 from refusaldir.models.adapters import apply_adapters
 from refusaldir.models.bridge import HookedModel, hook_model
 from refusaldir.models.load import LoadedModel, identify, load_model, load_tokenizer

@@ -22,16 +22,16 @@ from refusaldir.statistics import Clusters
 
 if TYPE_CHECKING:
     from refusaldir.layers.agreement import Order
-    from refusaldir.layers.components import Contributions
+    from refusaldir.layers.exchange.repair import Repair
+    from refusaldir.layers.exchange.transplant import Transplant
     from refusaldir.layers.measured import Measured
     from refusaldir.layers.outcomes import Outcome, RefusalRate
-    from refusaldir.layers.path_attribution import PathAttribution
-    from refusaldir.layers.repair import Repair
-    from refusaldir.layers.residual import ResidualDecomposition
+    from refusaldir.layers.path.attribution import PathAttribution
+    from refusaldir.layers.residual.components import Contributions
+    from refusaldir.layers.residual.decomposition import ResidualDecomposition
     from refusaldir.layers.result import LayersResult
-    from refusaldir.layers.transplant import Transplant
-    from refusaldir.layers.weight_alignment import WeightAlignment
     from refusaldir.layers.weight_pair import WeightPair
+    from refusaldir.layers.weights.alignment import WeightAlignment
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.refusal_tokens import RefusalTokens
 
@@ -214,7 +214,7 @@ class LayerRun:
 
     def _path(self, outcome: "Outcome | RefusalRate") -> "PathAttribution | None":
         from refusaldir.layers.outcomes import RefusalRate
-        from refusaldir.layers.path_attribution import attribute
+        from refusaldir.layers.path.attribution import attribute
 
         if isinstance(outcome, RefusalRate):
             return None
@@ -227,7 +227,7 @@ class LayerRun:
         )
 
     def _transplant(self, outcome: "Outcome | RefusalRate") -> "Transplant | None":
-        from refusaldir.layers.transplant import transplant
+        from refusaldir.layers.exchange.transplant import transplant
 
         if self.asked.mode != "full":
             return None
@@ -242,7 +242,7 @@ class LayerRun:
 
     def _weights(self, notes: list[str]) -> "WeightAlignment | None":
         """Change of the weights on disk; None, with a note, where they cannot be compared."""
-        from refusaldir.layers.weight_alignment import weight_alignment
+        from refusaldir.layers.weights.alignment import weight_alignment
         from refusaldir.models.resolve import resolve
 
         if self.along.direction is None:
@@ -263,8 +263,8 @@ class LayerRun:
         """Decomposition at the direction's site; None, with a note, where there can be none."""
         from refusaldir.geometry import unit
         from refusaldir.layers.agreement import residual_order
-        from refusaldir.layers.contributions import collect_contributions
-        from refusaldir.layers.residual import decompose
+        from refusaldir.layers.residual.contributions import collect_contributions
+        from refusaldir.layers.residual.decomposition import decompose
 
         direction, harmful = self.along.direction, len(self.chosen.harmful)
         rows = np.concatenate([self.chosen.harmful, self.chosen.harmless])
@@ -297,8 +297,8 @@ class LayerRun:
         return whole, residual_order(base, tuned, range(harmful), self.clusters)
 
     def _repair(self, outcome: "Outcome | RefusalRate", ranked: Sequence[int]) -> "Repair":
-        from refusaldir.layers.repair import repair
-        from refusaldir.layers.repair_cost import AnswerChange, Cost, TextLoss
+        from refusaldir.layers.exchange.repair import repair
+        from refusaldir.layers.exchange.repair_cost import AnswerChange, Cost, TextLoss
 
         cost: Cost | None = None
         texts = self.asked.task_texts

@@ -22,9 +22,9 @@ import numpy as np
 import torch
 
 from refusaldir.batching import TokenBatch, collate
-from refusaldir.layers.line import on_line
 from refusaldir.layers.outcomes import RefusalScore
-from refusaldir.layers.path_attribution import attribute
+from refusaldir.layers.path.attribution import attribute
+from refusaldir.layers.path.line import on_line
 from refusaldir.layers.weight_pair import WeightPair
 from refusaldir.models.bridge import open_model
 from refusaldir.models.options import LoadOptions

@@ -19,9 +19,9 @@ import torch
 from bench_capture import left_padded
 from transformers import AutoModelForCausalLM, LlamaConfig
 
+from refusaldir.layers.exchange.transplant import transplant
 from refusaldir.layers.outcomes import RefusalScore
 from refusaldir.layers.switches import tensor_switches
-from refusaldir.layers.transplant import transplant
 from refusaldir.layers.weight_pair import WeightPair
 from refusaldir.models.bridge import hook_model
 from refusaldir.models.hookpoints import find_blocks

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM, Gemma2Config, Qwen2Config
 
 from refusaldir.errors import CaptureError, DirectionError
 from refusaldir.geometry import unit
-from refusaldir.layers.contributions import collect_contributions
-from refusaldir.layers.residual import decompose
+from refusaldir.layers.residual.contributions import collect_contributions
+from refusaldir.layers.residual.decomposition import decompose
 from refusaldir.models.bridge import hook_model
 from refusaldir.models.hookpoints import find_blocks
 from refusaldir.models.load import LoadedModel

@@ -21,11 +21,11 @@ from transformers import AutoModelForCausalLM, LlamaConfig
 
 from refusaldir.batching import TokenBatch
 from refusaldir.errors import CaptureError
-from refusaldir.layers import line as line_module
 from refusaldir.layers.outcomes import Projection, RefusalScore
-from refusaldir.layers.path_attribution import TOLERANCE, PathAttribution, attribute
-from refusaldir.layers.quadrature import NESTED, gauss_legendre, nested
-from refusaldir.layers.slopes import MixedRowsError, Rows
+from refusaldir.layers.path import line as line_module
+from refusaldir.layers.path.attribution import TOLERANCE, PathAttribution, attribute
+from refusaldir.layers.path.quadrature import NESTED, gauss_legendre, nested
+from refusaldir.layers.path.slopes import MixedRowsError, Rows
 from refusaldir.layers.switches import tensor_switches
 from refusaldir.layers.weight_pair import Change, WeightPair
 from refusaldir.models.bridge import hook_model, open_model

@@ -10,9 +10,9 @@ from tiny import SMALL
 from transformers import LlamaConfig
 
 from refusaldir.errors import ProbeError
+from refusaldir.layers.exchange.repair import Repair, repair
+from refusaldir.layers.exchange.repair_cost import AnswerChange, TextLoss
 from refusaldir.layers.outcomes import RefusalRate, RefusalScore
-from refusaldir.layers.repair import Repair, repair
-from refusaldir.layers.repair_cost import AnswerChange, TextLoss
 from refusaldir.statistics import Clusters
 
 SCORE = RefusalScore(REFUSAL)

@@ -8,8 +8,8 @@ import pytest
 from scipy import stats
 
 from refusaldir.errors import CaptureError, CaptureMismatchError, PromptError
-from refusaldir.layers.components import Contributions, HeadContributions
-from refusaldir.layers.residual import decompose
+from refusaldir.layers.residual.components import Contributions, HeadContributions
+from refusaldir.layers.residual.decomposition import decompose
 from refusaldir.records import Site
 from refusaldir.statistics import Clusters, mean
 

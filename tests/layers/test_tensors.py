@@ -11,9 +11,9 @@ from tiny import CONFIGS, SMALL
 from transformers import AutoModelForCausalLM, Gemma2Config, MixtralConfig, Phi3Config, Qwen2Config
 
 from refusaldir.errors import ModelLoadError, ModelSpecError
-from refusaldir.layers.lora import LowRank
-from refusaldir.layers.matrix_names import tensor_key
-from refusaldir.layers.tensors import changed_elsewhere, matrix_changes
+from refusaldir.layers.weights.lora import LowRank
+from refusaldir.layers.weights.matrix_names import tensor_key
+from refusaldir.layers.weights.tensors import changed_elsewhere, matrix_changes
 from refusaldir.models.resolve import resolve
 from refusaldir.models.spec import ModelSpec
 
@@ -328,7 +328,7 @@ MEASURE = """
 import re, sys
 from pathlib import Path
 import torch
-from refusaldir.layers.tensors import matrix_changes
+from refusaldir.layers.weights.tensors import matrix_changes
 from refusaldir.models.resolve import resolve
 from refusaldir.models.spec import ModelSpec
 base, tuned = (resolve(ModelSpec.parse(path)) for path in sys.argv[1:3])

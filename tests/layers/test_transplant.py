@@ -9,11 +9,11 @@ from transformers import Gemma4TextConfig, LlamaConfig
 
 from refusaldir.errors import CaptureError, ProbeError
 from refusaldir.geometry import unit
-from refusaldir.layers import sweep as sweep_module
+from refusaldir.layers.exchange import sweep as sweep_module
+from refusaldir.layers.exchange.partial_run import PartialRuns
+from refusaldir.layers.exchange.sweep import Mixture, sweep
+from refusaldir.layers.exchange.transplant import Transplant, transplant
 from refusaldir.layers.outcomes import Projection, RefusalRate, RefusalScore
-from refusaldir.layers.partial_run import PartialRuns
-from refusaldir.layers.sweep import Mixture, sweep
-from refusaldir.layers.transplant import Transplant, transplant
 from refusaldir.layers.weight_pair import WeightPair
 from refusaldir.models.bridge import open_model
 from refusaldir.models.hookpoints import find_blocks

@@ -10,9 +10,9 @@ from transformers import AutoModelForCausalLM
 
 from refusaldir.errors import DirectionError, ModelLoadError
 from refusaldir.geometry import unit
-from refusaldir.layers.lora import LowRank
-from refusaldir.layers.tensors import MatrixChange
-from refusaldir.layers.weight_alignment import align, component_totals, weight_alignment
+from refusaldir.layers.weights.alignment import align, component_totals, weight_alignment
+from refusaldir.layers.weights.lora import LowRank
+from refusaldir.layers.weights.tensors import MatrixChange
 from refusaldir.models.resolve import resolve
 from refusaldir.models.spec import ModelSpec
 

@@ -2,13 +2,13 @@
 
 import numpy as np
 
-from refusaldir.layers.contributions import collect_contributions
 from refusaldir.layers.effects import Effects, outcome_change, shares
+from refusaldir.layers.exchange.transplant import transplant
 from refusaldir.layers.lenses import INJECT, PATH, RESTORE, combine, path_effects
 from refusaldir.layers.outcomes import RefusalScore
-from refusaldir.layers.path_attribution import attribute
+from refusaldir.layers.path.attribution import attribute
 from refusaldir.layers.ranking import rank_layers
-from refusaldir.layers.transplant import transplant
+from refusaldir.layers.residual.contributions import collect_contributions
 from refusaldir.layers.weight_pair import WeightPair
 from refusaldir.models.options import LoadOptions
 

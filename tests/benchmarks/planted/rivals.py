@@ -11,7 +11,7 @@ from refusaldir.capture import capture
 from refusaldir.directions.mean_diff import mean_diff
 from refusaldir.drift.disturbance import linear_cka
 from refusaldir.geometry import unit
-from refusaldir.layers.weight_alignment import weight_alignment
+from refusaldir.layers.weights.alignment import weight_alignment
 from refusaldir.models.resolve import resolve
 from refusaldir.models.spec import ModelSpec
 from refusaldir.records import Positions

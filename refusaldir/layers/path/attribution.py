@@ -27,11 +27,11 @@ from torch import Tensor
 from refusaldir.batching import TokenBatch
 from refusaldir.errors import CaptureError
 from refusaldir.layers.effects import LEAST_SDS
-from refusaldir.layers.line import on_line
 from refusaldir.layers.outcomes import Outcome
-from refusaldir.layers.quadrature import NESTED, Rule, gauss_legendre, nested
+from refusaldir.layers.path.line import on_line
+from refusaldir.layers.path.quadrature import NESTED, Rule, gauss_legendre, nested
+from refusaldir.layers.path.whole_batches import WholeBatches
 from refusaldir.layers.weight_pair import Change, WeightPair
-from refusaldir.layers.whole_batches import WholeBatches
 
 #: Gap at which the sum counts as closed, relative to the mean change of the outcome, or to the
 #: smallest change that would be shared out where it is smaller.

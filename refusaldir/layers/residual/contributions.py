@@ -18,8 +18,8 @@ from transformers.cache_utils import DynamicCache
 from refusaldir.batching import TokenBatch, run_batches
 from refusaldir.capture import check_hooks
 from refusaldir.errors import CaptureError, DirectionError
-from refusaldir.layers.components import Contributions, HeadContributions
-from refusaldir.layers.heads import HeadReader, at_tokens
+from refusaldir.layers.residual.components import Contributions, HeadContributions
+from refusaldir.layers.residual.heads import HeadReader, at_tokens
 from refusaldir.models.bridge import HookedModel
 from refusaldir.records import Site, content_hash
 
@@ -51,9 +51,9 @@ def collect_contributions(
         direction: The unit vector u; projections are in residual norm, in float64.
         site: The readout: a hook of the stream, the layer up to which components are taken, and
             the position.
-        heads: Whether to take attention apart by head, see `refusaldir.layers.heads`. Heads are
-            read where their outputs are projected: a hook that changes attention outputs comes
-            after them.
+        heads: Whether to take attention apart by head, see `refusaldir.layers.residual.heads`.
+            Heads are read where their outputs are projected: a hook that changes attention outputs
+            comes after them.
         batch_size: Rows a batch; None finds one by itself.
         on_batch: Called with the number of prompts after each batch.
 

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from refusaldir.errors import ModelSpecError
-from refusaldir.layers.matrix_names import TensorKey, tensor_key
-from refusaldir.layers.stored import StoredTensor, stored_tensors
+from refusaldir.layers.weights.matrix_names import TensorKey, tensor_key
+from refusaldir.layers.weights.stored import StoredTensor, stored_tensors
 from refusaldir.models.weights import ADAPTER_CONFIG, adapter_file, read_json
 
 FloatArray = NDArray[np.float64]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from refusaldir.batching import TokenBatch, collate, is_out_of_memory
 from refusaldir.errors import CaptureError
-from refusaldir.layers.slopes import MixedRowsError
+from refusaldir.layers.path.slopes import MixedRowsError
 from refusaldir.models.bridge import HookedModel
 
 #: Tokens a batch; a token keeps some 30 vectors of the model's width in every block.

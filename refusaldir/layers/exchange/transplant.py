@@ -23,8 +23,8 @@ import numpy as np
 from jaxtyping import Bool, Float64, Int
 from numpy.typing import NDArray
 
+from refusaldir.layers.exchange.sweep import Mixture, OnProgress, sweep
 from refusaldir.layers.outcomes import Outcome, RefusalRate
-from refusaldir.layers.sweep import Mixture, OnProgress, sweep
 from refusaldir.layers.weight_pair import WeightPair
 
 FloatArray: TypeAlias = NDArray[np.float64]

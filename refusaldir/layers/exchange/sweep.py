@@ -1,9 +1,9 @@
 """The outcome under many mixtures of two models, each block of either, with little run twice.
 
 A mixture is run from the first block in which it differs from one that has run in full: the
-stream up to there is kept from that run (`refusaldir.layers.partial_run`). Two mixtures that
-are the same model, because the blocks in which they differ are equal or lie behind the readout,
-are run once.
+stream up to there is kept from that run (`refusaldir.layers.exchange.partial_run`). Two mixtures
+that are the same model, because the blocks in which they differ are equal or lie behind the
+readout, are run once.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -18,8 +18,8 @@ from transformers.cache_utils import DynamicCache
 
 from refusaldir.batching import LARGEST_BUDGET, SharedPrefix, TokenBatch, run_batches
 from refusaldir.errors import CaptureError, ProbeError
+from refusaldir.layers.exchange.partial_run import PartialRuns, ResumedPrefix
 from refusaldir.layers.outcomes import Outcome, RefusalRate
-from refusaldir.layers.partial_run import PartialRuns, ResumedPrefix
 from refusaldir.layers.weight_pair import WeightPair
 
 #: Called with what is done and all there is to do, in forward passes over all prompts.

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refusaldir.errors import ProbeError
+from refusaldir.layers.exchange.repair_cost import Cost
+from refusaldir.layers.exchange.sweep import Mixture, sweep
 from refusaldir.layers.outcomes import Outcome, RefusalRate
-from refusaldir.layers.repair_cost import Cost
-from refusaldir.layers.sweep import Mixture, sweep
 from refusaldir.layers.weight_pair import WeightPair
 from refusaldir.layers.words import layer_words
 from refusaldir.records import Estimate

@@ -1,8 +1,9 @@
 """The straight line from base's weights to tuned's, and the slope of each prompt's outcome on it.
 
-Slopes come by module, as `refusaldir.layers.slopes` says: for a matrix at the cost of one product
-more than a backward pass has, for an adapter ``Σ (g B) · (A x)`` at next to none, for other modules
-(norms, embeddings, routers, stacked experts) by forward-mode differentiation of that module alone.
+Slopes come by module, as `refusaldir.layers.path.slopes` says: for a matrix at the cost of one
+product more than a backward pass has, for an adapter ``Σ (g B) · (A x)`` at next to none, for
+other modules (norms, embeddings, routers, stacked experts) by forward-mode differentiation of that
+module alone.
 
 Neither model's weights are written to: ``W + τ ΔW`` exists for one module at a time, for matrices
 while they are applied (stacked experts are computed again in the backward pass, so that theirs do
@@ -23,7 +24,7 @@ from transformers.pytorch_utils import Conv1D
 from refusaldir.batching import TokenBatch
 from refusaldir.errors import ModelSpecError
 from refusaldir.layers.outcomes import Outcome
-from refusaldir.layers.slopes import (
+from refusaldir.layers.path.slopes import (
     Adapter,
     AffineLine,
     AffineStep,

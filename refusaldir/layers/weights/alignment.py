@@ -28,9 +28,9 @@ from numpy.typing import NDArray
 
 from refusaldir.errors import DirectionError, ModelLoadError
 from refusaldir.geometry import unit
-from refusaldir.layers.lora import LowRank
-from refusaldir.layers.matrix_names import Component, Side
-from refusaldir.layers.tensors import MatrixChange, changed_elsewhere, matrix_changes
+from refusaldir.layers.weights.lora import LowRank
+from refusaldir.layers.weights.matrix_names import Component, Side
+from refusaldir.layers.weights.tensors import MatrixChange, changed_elsewhere, matrix_changes
 from refusaldir.models.resolve import Resolved
 
 FloatArray = NDArray[np.float64]

@@ -19,8 +19,8 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 
 from refusaldir.errors import ModelLoadError, ModelSpecError
-from refusaldir.layers.lora import Factor, LowRank, read_adapter
-from refusaldir.layers.matrix_names import (
+from refusaldir.layers.weights.lora import Factor, LowRank, read_adapter
+from refusaldir.layers.weights.matrix_names import (
     Component,
     Family,
     MatrixPlace,
@@ -29,7 +29,7 @@ from refusaldir.layers.matrix_names import (
     family_of,
     tensor_key,
 )
-from refusaldir.layers.stored import StoredTensor, stored_tensors
+from refusaldir.layers.weights.stored import StoredTensor, stored_tensors
 from refusaldir.models.resolve import Resolved
 from refusaldir.models.weights import (
     MODEL_CONFIG,

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from refusaldir.batching import TokenBatch, run_batches
 from refusaldir.directions.divergence import kl_divergence
 from refusaldir.errors import ProbeError
-from refusaldir.layers.sweep import Mixture
+from refusaldir.layers.exchange.sweep import Mixture
 from refusaldir.layers.weight_pair import WeightPair
 from refusaldir.models.bridge import HookedModel
 

@@ -13,7 +13,7 @@ It says where the change *enters* the stream, not where weights changed: a compo
 are as before answers to a changed input and contributes as well. Only what comes first is free
 of that. Nor is it causal: a later component may undo what an earlier one wrote.
 
-Attention is a sum over heads in turn, see `refusaldir.layers.heads`.
+Attention is a sum over heads in turn, see `refusaldir.layers.residual.heads`.
 """
 
 from collections.abc import Sequence
@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from refusaldir.layers.class_means import BandedByClass, ByClass, ClassMeans
-from refusaldir.layers.closing import Closing, check_closing
-from refusaldir.layers.components import Contributions, check_comparable
+from refusaldir.layers.residual.class_means import BandedByClass, ByClass, ClassMeans
+from refusaldir.layers.residual.closing import Closing, check_closing
+from refusaldir.layers.residual.components import Contributions, check_comparable
 from refusaldir.records import HARMFUL, HARMLESS, Site
 from refusaldir.statistics import Clusters
 
@@ -134,7 +134,7 @@ def decompose(
             heads and the other has not, or labels or clusters are not those of the prompts.
         PromptError: A class has no prompt.
         CaptureError: The parts do not add up to the whole: the closing error is above
-            `refusaldir.layers.closing.CLOSING` and above the rounding of the stream.
+            `refusaldir.layers.residual.closing.CLOSING` and above the rounding of the stream.
     """
     y = np.asarray(labels)
     check_comparable(base, tuned, y, clusters)

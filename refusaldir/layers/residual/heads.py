@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from refusaldir.errors import CaptureError
-from refusaldir.layers.matrix_names import Family, TensorKey, family_of
+from refusaldir.layers.weights.matrix_names import Family, TensorKey, family_of
 from refusaldir.models.bridge import HookedModel
 from refusaldir.models.config import text_config
 from refusaldir.models.hookpoints import find_blocks

@@ -1,0 +1,1 @@
+"""Blocks exchanged between base and tuned."""

@@ -1,0 +1,1 @@
+"""The outcome's change shared out over the changes of the weights."""

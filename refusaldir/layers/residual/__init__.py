@@ -1,0 +1,1 @@
+"""The residual stream taken apart: who writes along a direction."""
