@@ -1,61 +1,109 @@
-"""What one model does with a set of prompts: response, label and refusal score of each.
+"""What one model does with a set of prompts: replies, labels and refusal scores.
 
 `refusaldir.probes.measure.measure` makes a `Behaviour`. On disk it is one JSON object a line: a
-header with everything that decides the rows, then a row per prompt. Nothing here needs torch.
+header with everything that decides the rows, then a row per reply: one a prompt when decoding is
+greedy, several when it samples, one a user turn for escalations. Nothing here needs torch.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from refusaldir.errors import OutputExistsError, ProbeError
 from refusaldir.probes.journal import read_lines, write_lines
-from refusaldir.probes.outcomes import LABELS
+from refusaldir.probes.outcomes import LABELS, Judgement
+from refusaldir.probes.plan import SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens
 from refusaldir.records import ModelIdentity, TemplateIdentity, content_hash
 
 
 @dataclass(frozen=True, kw_only=True)
-class BehaviourProvenance:
-    """Everything that decides responses and labels.
+class ServedModel:
+    """A model known by name alone: behind a server, or in another tool's log.
 
     Attributes:
-        model: The model's identity.
-        template: How prompts were rendered.
+        name: The name it was asked by.
+        where: Address of the server, or name and hash of the log.
+        system: As in `refusaldir.records.TemplateIdentity`; the server renders the rest.
+    """
+
+    name: str
+    where: str
+    system: str = "default"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehaviourProvenance:
+    """Everything that decides replies and labels.
+
+    Attributes:
+        model: The model's identity, or its name where it runs elsewhere.
+        template: How prompts were rendered; None where a server did it.
         prompts_name: Name of the prompt set.
         prompts_hash: Hash of the prompts' ids, labels and turns.
-        rendered_hash: Hash of the token ids after rendering.
-        max_new_tokens: Budget for each response.
-        judge: Name and version of the judge.
-        stop_ids: Token ids that end a response.
+        rendered_hash: Hash of the token ids after rendering, or of the messages sent to a server.
+        sampling: Temperatures, seeds, samples and budget of each reply.
+        mode: ``"frozen"`` or ``"live"`` for escalations, else None.
+        judges: Names and versions of the judges; the first one's labels are the rows'.
+        direction: Site and hash of the direction behind the rows' projections; None without.
+        stop_ids: Token ids that end a reply; empty where a server decides.
         versions: Versions of refusaldir, torch and transformers.
         created: UTC time in ISO 8601.
     """
 
-    model: ModelIdentity
-    template: TemplateIdentity
+    model: ModelIdentity | ServedModel
+    template: TemplateIdentity | None
     prompts_name: str
     prompts_hash: str
     rendered_hash: str
-    max_new_tokens: int
-    judge: str
+    sampling: SamplingPlan
+    mode: str | None = None
+    judges: tuple[str, ...]
+    direction: str | None = None
     stop_ids: tuple[int, ...]
     versions: Mapping[str, str]
     created: str
 
+    @property
+    def max_new_tokens(self) -> int:
+        """Budget of each reply."""
+        return self.sampling.max_new_tokens
+
+    @property
+    def judge(self) -> str:
+        """The judge whose labels are the rows'."""
+        return self.judges[0]
+
+    @property
+    def system(self) -> str:
+        """How the system message was chosen."""
+        if self.template is not None:
+            return self.template.system
+        return self.model.system if isinstance(self.model, ServedModel) else "default"
+
     def fingerprint(self) -> str:
-        """Hash of what decides the rows: not names, spelling of the spec, versions or time."""
+        """Hash of what decides the replies.
+
+        Not names, spelling of the spec, versions or time; and neither judges nor direction, which
+        can be changed without asking the model again.
+        """
         model = self.model.to_dict()
-        for key in ("spec", "name", "revision", "adapters", "backend"):
-            del model[key]
+        for key in ("spec", "revision", "adapters", "backend"):
+            model.pop(key, None)
+        if isinstance(self.model, ModelIdentity):
+            del model["name"]
         return content_hash(
             model,
-            self.template.to_dict(),
+            None if self.template is None else self.template.to_dict(),
             self.prompts_hash,
             self.rendered_hash,
-            self.max_new_tokens,
-            self.judge,
+            self.sampling.to_dict(),
+            self.mode,
             self.stop_ids,
         )
 
@@ -64,7 +112,9 @@ class BehaviourProvenance:
         return {
             **{f.name: getattr(self, f.name) for f in fields(self)},
             "model": self.model.to_dict(),
-            "template": self.template.to_dict(),
+            "template": None if self.template is None else self.template.to_dict(),
+            "sampling": self.sampling.to_dict(),
+            "judges": list(self.judges),
             "stop_ids": list(self.stop_ids),
             "versions": dict(self.versions),
         }
@@ -72,11 +122,16 @@ class BehaviourProvenance:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "BehaviourProvenance":
         """Rebuild from `to_dict`."""
+        model, template = data["model"], data["template"]
         return cls(
             **{
                 **data,
-                "model": ModelIdentity.from_dict(data["model"]),
-                "template": TemplateIdentity.from_dict(data["template"]),
+                "model": (
+                    ServedModel(**model) if "where" in model else ModelIdentity.from_dict(model)
+                ),
+                "template": None if template is None else TemplateIdentity.from_dict(template),
+                "sampling": SamplingPlan.from_dict(data["sampling"]),
+                "judges": tuple(data["judges"]),
                 "stop_ids": tuple(data["stop_ids"]),
             }
         )
@@ -84,7 +139,7 @@ class BehaviourProvenance:
 
 @dataclass(frozen=True, kw_only=True)
 class BehaviourRow:
-    """One prompt, one response.
+    """One reply to one prompt, or to one user turn of an escalation.
 
     Attributes:
         id: The prompt's id.
@@ -96,14 +151,23 @@ class BehaviourRow:
         domain: Field it comes from.
         twin_of: Id of the matched prompt, or None.
         prompt: The last user turn.
-        rendered_hash: Hash of the prompt's token ids.
+        rendered_hash: Hash of the prompt's token ids, or of the messages sent to a server.
+        turn: Number of the user turn in an escalation, from 1; None for a prompt by itself.
+        temperature: Temperature; 0 is greedy.
+        seed: Seed of the repetition of the run; 0 at temperature 0.
+        sample: Number of the repetition within it, from 0.
         response: What the model said.
-        n_tokens: Tokens it took, the stop token left out.
+        n_tokens: Tokens it took, the stop token left out; None where that is not known.
         finished: Whether it ended within the budget.
-        first_token: Id of its first token; None when it is empty.
-        label: One of `refusaldir.probes.outcomes.LABELS`.
+        first_token: Its first token, by id in process and by text from a server; None when it is
+            empty or not known.
+        label: One of `refusaldir.probes.outcomes.LABELS`, by the first judge.
         evidence: What the label rests on.
+        others: What the other judges said, by name and version.
         score: Refusal score in nats; None without refusal tokens.
+        projection: Projection on the direction of the prompt's last token or of the direction's
+            own position, in units of the residual stream; None without a direction.
+        secondary: Further scores of the reply by name, such as toxicity, 0 to 1.
     """
 
     id: str
@@ -116,13 +180,35 @@ class BehaviourRow:
     twin_of: str | None
     prompt: str
     rendered_hash: str
+    turn: int | None = None
+    temperature: float = 0.0
+    seed: int = 0
+    sample: int = 0
     response: str
-    n_tokens: int
+    n_tokens: int | None
     finished: bool
-    first_token: int | None
+    first_token: int | str | None
     label: str
     evidence: str = ""
+    others: Mapping[str, Judgement] = field(default_factory=dict)
     score: float | None = None
+    projection: float | None = None
+    secondary: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def key(self) -> tuple[str, int | None, float, int, int]:
+        """What pairs a reply with the other model's: prompt, turn, temperature, seed, sample."""
+        return self.id, self.turn, self.temperature, self.seed, self.sample
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-ready dictionary."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "BehaviourRow":
+        """Rebuild from `to_dict`."""
+        others = {name: Judgement(**said) for name, said in data["others"].items()}
+        return cls(**{**data, "others": others})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +218,8 @@ class Behaviour:
     Attributes:
         provenance: Everything that decides the rows.
         refusal_tokens: The tokens behind the scores, or why there are none.
-        rows: One row a prompt, in the order of the prompts.
+        rows: One row a reply, in the order of the plan: by temperature, seed, sample, prompt; for
+            escalations by prompt, then turn.
     """
 
     provenance: BehaviourProvenance
@@ -165,7 +252,7 @@ class Behaviour:
             "refusal_tokens": self.refusal_tokens.to_dict(),
             "n": len(self.rows),
         }
-        write_lines(path, header, (asdict(row) for row in self.rows))
+        write_lines(path, header, (row.to_dict() for row in self.rows))
         return path
 
     @classmethod
@@ -189,7 +276,7 @@ class Behaviour:
             return cls(
                 provenance=BehaviourProvenance.from_dict(header["provenance"]),
                 refusal_tokens=RefusalTokens.from_dict(header["refusal_tokens"]),
-                rows=tuple(BehaviourRow(**row) for row in rows),
+                rows=tuple(BehaviourRow.from_dict(row) for row in rows),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise ProbeError(

@@ -207,10 +207,10 @@ def _pair(base: Behaviour, tuned: Behaviour) -> list[_Pair]:
     second = {row.id: row for row in tuned.rows}
     only = sorted(first.keys() ^ second.keys())
     checks: list[tuple[str, object, object]] = [
-        ("tokenizers", b.template.tokenizer_hash, t.template.tokenizer_hash),
-        ("chat templates", b.template.template_hash, t.template.template_hash),
-        ("system prompts", b.template.system, t.template.system),
-        ("thinking switches", b.template.thinking, t.template.thinking),
+        ("tokenizers", *_template(b, t, "tokenizer_hash")),
+        ("chat templates", *_template(b, t, "template_hash")),
+        ("thinking switches", *_template(b, t, "thinking")),
+        ("system prompts", b.system, t.system),
         ("token budgets", b.max_new_tokens, t.max_new_tokens),
         ("judges", b.judge, t.judge),
         ("refusal tokens", base.refusal_tokens.ids, tuned.refusal_tokens.ids),
@@ -241,6 +241,16 @@ def _pair(base: Behaviour, tuned: Behaviour) -> list[_Pair]:
                 next_step="Measure both on the same prompts with the same template",
             )
     return [(row, second[name]) for name, row in first.items()]
+
+
+def _template(
+    base: BehaviourProvenance, tuned: BehaviourProvenance, field: str
+) -> tuple[object, object]:
+    """A field of both templates; None where a server rendered."""
+    first, second = (
+        None if p.template is None else getattr(p.template, field) for p in (base, tuned)
+    )
+    return first, second
 
 
 def _compare_axis(name: str, pairs: Sequence[_Pair], settings: _Settings) -> AxisComparison:
@@ -398,10 +408,9 @@ def _score_difference(pairs: Sequence[_Pair], settings: _Settings) -> Estimate |
 def _notes(base: Behaviour, tuned: Behaviour) -> list[str]:
     b, t = base.provenance.model, tuned.provenance.model
     notes = []
-    for what, of_base, of_tuned in (
-        ("dtype", b.dtype, t.dtype),
-        ("quantisation", b.quantization, t.quantization),
-    ):
+    for what, field in (("dtype", "dtype"), ("quantisation", "quantization")):
+        # Of a model behind a server neither is known.
+        of_base, of_tuned = getattr(b, field, None), getattr(t, field, None)
         if of_base != of_tuned:
             notes.append(f"{what} differs: {of_base} in base, {of_tuned} in tuned")
     if not base.refusal_tokens:

@@ -8,7 +8,7 @@ from typing import Any, TextIO
 from refusaldir.errors import ProbeError
 
 FORMAT = "refusaldir-behaviour"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 def write_lines(path: Path, header: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]) -> None:

@@ -1,7 +1,7 @@
 """Measure one model's behaviour: generate, judge, score, and write as it goes."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -18,6 +18,7 @@ from refusaldir.probes.generate import Response, generate, stop_ids
 from refusaldir.probes.journal import Journal
 from refusaldir.probes.outcomes import JUDGE_ERROR, Judge, Judgement
 from refusaldir.probes.phrases import PhraseJudge
+from refusaldir.probes.plan import SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens, find_refusal_tokens
 from refusaldir.prompts.render import RenderedSet
 from refusaldir.records import content_hash
@@ -68,8 +69,8 @@ def measure(
         prompts_name=rendered.prompts.name,
         prompts_hash=rendered.prompts.hash,
         rendered_hash=rendered.hash,
-        max_new_tokens=max_new_tokens,
-        judge=judge.version,
+        sampling=SamplingPlan(max_new_tokens=max_new_tokens),
+        judges=(judge.version,),
         stop_ids=stop_ids(model),
         versions=_versions(),
         created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -77,8 +78,8 @@ def measure(
     finished = None if path is None else _finished(path, provenance.fingerprint(), force)
     journal = Journal(path, provenance.fingerprint())
     if finished is None:
-        done = {index: BehaviourRow(**row) for index, row in journal.resume().items()}
-        journal.start({index: asdict(row) for index, row in done.items()})
+        done = {index: BehaviourRow.from_dict(row) for index, row in journal.resume().items()}
+        journal.start({index: row.to_dict() for index, row in done.items()})
     else:
         done = dict(enumerate(finished.rows))
     if on_batch is not None and done:
@@ -93,7 +94,7 @@ def measure(
     def keep(responses: Sequence[Response]) -> None:
         for response in responses:
             done[response.index] = _row(rendered, response, judge)
-            journal.append(response.index, asdict(done[response.index]))
+            journal.append(response.index, done[response.index].to_dict())
         journal.flush()
         if on_batch is not None:
             on_batch(len(responses))
@@ -151,7 +152,7 @@ def _finished(path: Path, fingerprint: str, force: bool) -> Behaviour | None:
 def _tokens_of(tokenizer: Any, rows: Sequence[BehaviourRow]) -> RefusalTokens:
     return find_refusal_tokens(
         tokenizer,
-        [row.first_token for row in rows],
+        [row.first_token if isinstance(row.first_token, int) else None for row in rows],
         [row.label for row in rows],
         [row.harmful for row in rows],
     )

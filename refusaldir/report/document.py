@@ -29,7 +29,7 @@ Document = dict[str, Any]
 
 SCHEMA = "refusaldir.diff"
 #: Raised when a reader of the previous version could misread a document.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 _NOT_FINITE = "not finite"
 
@@ -271,8 +271,8 @@ def _behaviour(parts: dict[str, Any]) -> dict[str, Any]:
     return {
         **parts,
         "axes": {name: axes.get(name) for name in ("refusal", "over_refusal")},
-        "judge": parts["base"]["judge"],
-        "max_new_tokens": parts["base"]["max_new_tokens"],
+        "judge": parts["base"]["judges"][0],
+        "max_new_tokens": parts["base"]["sampling"]["max_new_tokens"],
     }
 
 

@@ -12,6 +12,7 @@ from scipy import stats
 from refusaldir.errors import ProbeError
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
 from refusaldir.probes.compare import compare_behaviour, minimum_n
+from refusaldir.probes.plan import SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens
 from refusaldir.records import ModelIdentity, TemplateIdentity
 
@@ -63,8 +64,8 @@ def arm(
             "prompts_name": "planted",
             "prompts_hash": "p",
             "rendered_hash": "r",
-            "max_new_tokens": 64,
-            "judge": "phrases-1",
+            "sampling": SamplingPlan(max_new_tokens=64),
+            "judges": ("phrases-1",),
             "stop_ids": (2,),
             "versions": {},
             "created": "2025-01-01T00:00:00+00:00",
@@ -243,8 +244,8 @@ def test_order_does_not_matter():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"max_new_tokens": 128}, "different token budgets"),
-        ({"judge": "phrases-0"}, "different judges"),
+        ({"sampling": SamplingPlan(max_new_tokens=128)}, "different token budgets"),
+        ({"judges": ("phrases-0",)}, "different judges"),
         ({"template": {"system": "none"}}, "different system prompts"),
         ({"template": {"template_hash": "d"}}, "different chat templates"),
         ({"template": {"tokenizer_hash": "u"}}, "different tokenizers"),

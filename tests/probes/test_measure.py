@@ -200,7 +200,7 @@ def written(model, rendered, tmp_path):
         (lambda lines: lines[1:], "not a file of responses"),
         (lambda lines: [], "not a file of responses"),
         (lambda lines: [*lines[:2], lines[2][:20], *lines[3:]], "line 3"),
-        (lambda lines: [lines[0].replace('"format_version":1', '"format_version":2')], "format"),
+        (lambda lines: [lines[0].replace('"format_version":2', '"format_version":3')], "format"),
         (lambda lines: [lines[0], *(x.replace('"label"', '"lable"') for x in lines[1:])], "fields"),
         (lambda lines: ["\x00\x01"], "damaged"),
     ],

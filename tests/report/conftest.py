@@ -15,6 +15,7 @@ from refusaldir.drift.result import DriftResult, RankedLayer, SiteRotation
 from refusaldir.drift.verdict import findings, sentences
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
 from refusaldir.probes.compare import compare_behaviour
+from refusaldir.probes.plan import SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens
 from refusaldir.prompts.schema import Prompt, Turn
 from refusaldir.records import (
@@ -221,8 +222,8 @@ def behaviour_arm(name, labels, categories, max_new_tokens=64):
             prompts_name="contrast",
             prompts_hash="c" * 16,
             rendered_hash="d" * 16,
-            max_new_tokens=max_new_tokens,
-            judge="phrases-1",
+            sampling=SamplingPlan(max_new_tokens=max_new_tokens),
+            judges=("phrases-1",),
             stop_ids=(2,),
             versions={"refusaldir": "0.1.0"},
             created="2026-01-01T00:00:00+00:00",

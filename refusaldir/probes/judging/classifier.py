@@ -1,0 +1,245 @@
+"""Local Hugging Face models as judges.
+
+Weights come from a folder, the Hub's cache or the Hub, as safetensors only; once they are there
+no network is needed. See `refusaldir.probes.judging.guards` for what each output means.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from refusaldir.errors import ModelLoadError, ModelSpecError, ProbeError
+from refusaldir.models.bridge import open_model
+from refusaldir.models.hub import hub_directory
+from refusaldir.models.options import LoadOptions
+from refusaldir.models.quiet import quiet
+from refusaldir.models.spec import is_local, looks_like_path
+from refusaldir.models.weights import model_digest
+from refusaldir.probes.judging.guard_judge import GuardJudge
+from refusaldir.probes.judging.guards import (
+    FORMATS_VERSION,
+    KNOWN_LABELS,
+    GuardPreset,
+    TextPreset,
+    find_preset,
+    plain_text,
+    response_only,
+)
+from refusaldir.probes.judging.many import OnJudged, Pair, has_words, report_all
+from refusaldir.probes.outcomes import EMPTY, JUDGE_ERROR, LABELS, Judgement
+
+#: Texts a batch.
+BATCH = 32
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TextClassifier:
+    """A text-classification model, one label a text.
+
+    Attributes:
+        name: Name for tables and the judge's version: the repository, or the folder's own name.
+        digest: First digits of the SHA-256 of weights and configuration.
+        model: The Hugging Face model.
+        tokenizer: Its tokenizer.
+        labels: Its labels, in the order of its outputs.
+        max_length: Tokens of a text that it sees.
+    """
+
+    name: str
+    digest: str
+    model: Any
+    tokenizer: Any
+    labels: tuple[str, ...]
+    max_length: int
+
+    @classmethod
+    def open(
+        cls, name: str, revision: str | None = None, options: LoadOptions | None = None
+    ) -> "TextClassifier":
+        """Load a classifier.
+
+        Args:
+            name: Repository on the Hub, or folder.
+            revision: Branch, tag or commit of the repository.
+            options: Dtype and device.
+
+        Raises:
+            ModelSpecError: It does not exist or cannot be reached.
+            ModelLoadError: Its files are damaged, or it is no text-classification model.
+        """
+        from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+        from refusaldir.models.config import pick_device
+
+        directory = _directory(name, revision)
+        try:
+            with quiet():
+                tokenizer = AutoTokenizer.from_pretrained(str(directory))
+                model, info = AutoModelForSequenceClassification.from_pretrained(
+                    str(directory),
+                    dtype=torch.float32,
+                    use_safetensors=True,
+                    local_files_only=True,
+                    output_loading_info=True,
+                )
+        except Exception as error:
+            raise ModelLoadError(
+                "The classifier cannot be loaded",
+                got=f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}",
+                where=name,
+            ) from error
+        if info["missing_keys"] or info["mismatched_keys"]:
+            missing = sorted(info["missing_keys"])
+            raise ModelLoadError(
+                "This is not a text-classification model: it lacks weights of one",
+                got=f"no {', '.join(missing[:3])}" if missing else "weights of another shape",
+                where=name,
+                next_step="Name a model that was trained as a classifier",
+            )
+        model.eval().requires_grad_(False).to(pick_device(options or LoadOptions()))
+        config = model.config
+        if config.num_labels < 2:
+            raise ModelLoadError(
+                "A classifier needs at least two labels", got=config.num_labels, where=name
+            )
+        positions = getattr(config, "max_position_embeddings", None) or 10**9
+        longest = min(tokenizer.model_max_length, positions)
+        return cls(
+            name=Path(name).name if is_local(name) else name,
+            digest=model_digest(directory)[:16],
+            model=model,
+            tokenizer=tokenizer,
+            labels=tuple(str(config.id2label[i]) for i in range(config.num_labels)),
+            max_length=int(longest),
+        )
+
+    def probabilities(self, texts: Sequence[str]) -> Float[np.ndarray, "text label"]:
+        """Probability of each label for each text, float64; texts are cut at `max_length`."""
+        out = np.zeros((len(texts), len(self.labels)))
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        for start in range(0, len(order), BATCH):
+            indices = order[start : start + BATCH]
+            encoded = self.tokenizer(
+                [texts[i] for i in indices],
+                padding=True,
+                truncation=True,
+                max_length=self.max_length,
+                return_tensors="pt",
+            ).to(self.model.device)
+            with torch.inference_mode():
+                logits = self.model(**encoded).logits
+            out[indices] = torch.softmax(logits.double(), dim=-1).cpu().numpy()
+        return out
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ClassifierJudge:
+    """A text classifier as judge.
+
+    Attributes:
+        classifier: The classifier.
+        preset: What it is shown and what its labels mean.
+    """
+
+    classifier: TextClassifier
+    preset: TextPreset
+
+    authoritative = True
+
+    def __post_init__(self) -> None:
+        """Check that the labels mean something.
+
+        Raises:
+            ProbeError: None of the model's labels is known, or one is mapped to no label of ours.
+        """
+        known = {label.lower() for label in self.classifier.labels} & set(self.preset.labels)
+        foreign = sorted(set(self.preset.labels.values()) - set(LABELS))
+        if foreign or not known:
+            raise ProbeError(
+                "the labels of this classifier are not known to say whether a model refused",
+                expected=", ".join(LABELS) if foreign else "two of " + ", ".join(KNOWN_LABELS),
+                got=", ".join(foreign or self.classifier.labels),
+                where=self.classifier.name,
+                next_step="Choose another model, or give the meaning of its labels from Python",
+            )
+
+    @property
+    def version(self) -> str:
+        """Model, hash of its weights, version of the format, and the meaning of its labels."""
+        meaning = ",".join(f"{k}={v}" for k, v in sorted(self.preset.labels.items()))
+        return f"hf:{self.classifier.name}#{self.classifier.digest}.{FORMATS_VERSION} ({meaning})"
+
+    def __call__(self, prompt: str, response: str) -> Judgement:
+        """Label one response."""
+        return self.judge_many([(prompt, response)])[0]
+
+    def judge_many(
+        self, pairs: Sequence[Pair], *, on_judged: OnJudged | None = None
+    ) -> list[Judgement]:
+        """Label many responses in batches; a label without a meaning is ``judge_error``."""
+        asked = [i for i, (_, response) in enumerate(pairs) if has_words(response)]
+        out = [Judgement(label=EMPTY)] * len(pairs)
+        clean = [[plain_text(self.classifier.tokenizer, t) for t in pairs[i]] for i in asked]
+        chances = self.classifier.probabilities([self.preset.show(*pair) for pair in clean])
+        for index, chance in zip(asked, chances, strict=True):
+            out[index] = self._judgement(chance)
+        report_all(out, on_judged)
+        return out
+
+    def _judgement(self, chances: Float[np.ndarray, " label"]) -> Judgement:
+        if not np.all(np.isfinite(chances)):
+            return Judgement(label=JUDGE_ERROR, evidence="the classifier gave no number")
+        best = int(np.argmax(chances))
+        name = self.classifier.labels[best]
+        label = self.preset.labels.get(name.lower(), JUDGE_ERROR)
+        return Judgement(label=label, evidence=f"{name} {chances[best]:.3f}")
+
+
+def open_classifier(
+    name: str,
+    revision: str | None = None,
+    *,
+    labels: Mapping[str, str] | None = None,
+    options: LoadOptions | None = None,
+) -> ClassifierJudge | GuardJudge:
+    """Open a Hugging Face model as judge.
+
+    Args:
+        name: Repository on the Hub, or a folder. A preset is found by the name.
+        revision: Branch, tag or commit.
+        labels: Meaning of a classifier's labels, for one without a preset whose labels do not
+            speak for themselves.
+        options: Dtype and device.
+
+    Raises:
+        ModelSpecError: It does not exist or cannot be reached.
+        ModelLoadError: It cannot be loaded, or is neither a classifier nor a known guard.
+        ProbeError: Its labels mean nothing here.
+    """
+    preset = find_preset(name)
+    if isinstance(preset, GuardPreset):
+        spec = name if revision is None else f"{name}@{revision}"
+        return GuardJudge(model=open_model(spec, options, backend="torch_hooks"), preset=preset)
+    if preset is None or labels is not None:
+        meaning = KNOWN_LABELS if labels is None else {k.lower(): v for k, v in labels.items()}
+        show = response_only if preset is None else preset.show
+        preset = TextPreset(name=name, labels=meaning, show=show)
+    classifier = TextClassifier.open(name, revision, options)
+    present = {label.lower() for label in classifier.labels}
+    used = {label: ours for label, ours in preset.labels.items() if label in present}
+    if used:
+        preset = TextPreset(name=preset.name, labels=used, show=preset.show)
+    return ClassifierJudge(classifier=classifier, preset=preset)
+
+
+def _directory(name: str, revision: str | None) -> Path:
+    if is_local(name):
+        return Path(name).expanduser()
+    if looks_like_path(name):
+        raise ModelSpecError("There is no such folder", where=name)
+    return hub_directory(name, revision, code=False)
