@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from refusaldir.layers.effects import Layer
 from refusaldir.records import Estimate
-from refusaldir.statistics import Clusters
+from refusaldir.statistics import Clusters, kendall
 
 if TYPE_CHECKING:
     from refusaldir.layers.residual.components import Contributions
@@ -138,17 +138,6 @@ def _figure(values: FloatArray, signed: bool) -> FloatArray:
     return values if signed else np.abs(values)
 
 
-def _kendall(
-    x: Float[np.ndarray, "draw layer"], y: Float[np.ndarray, "draw layer"]
-) -> Float[np.ndarray, " draw"]:
-    """τ-b of each row, all at once; NaN where one of the two is constant."""
-    i, j = np.triu_indices(x.shape[1], 1)
-    a, b = np.sign(x[:, i] - x[:, j]), np.sign(y[:, i] - y[:, j])
-    untied = np.sum(a**2, axis=1) * np.sum(b**2, axis=1)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(np.sum(a * b, axis=1) / np.sqrt(untied))
-
-
 def _tau(
     point: Sequence[FloatArray],
     orders: tuple[Order, Order],
@@ -162,7 +151,7 @@ def _tau(
     if len(point[0]) < FEWEST_LAYERS:
         note = f"not estimable: fewer than {FEWEST_LAYERS} layers changed"
         return Estimate(value=None, n=n, level=level, note=note)
-    value = float(_kendall(point[0][None], point[1][None])[0])
+    value = float(kendall(point[0][None], point[1][None])[0])
     if not np.isfinite(value):
         return Estimate(value=None, n=n, level=level, note="not estimable: a lens is constant")
     if n < 2:
@@ -176,7 +165,7 @@ def _tau(
         _resampled(values, order.clusters, draws, own)
         for values, order, own in zip(columns, orders, seeds, strict=True)
     )
-    taus = _kendall(_figure(left, signed), _figure(right, signed))
+    taus = kendall(_figure(left, signed), _figure(right, signed))
     taus = taus[np.isfinite(taus)]
     lower, upper = np.quantile(taus, [(1 - level) / 2, (1 + level) / 2])
     return Estimate(

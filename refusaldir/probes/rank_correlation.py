@@ -20,7 +20,7 @@ from scipy import stats
 
 from refusaldir.errors import ProbeError
 from refusaldir.records import Estimate
-from refusaldir.statistics import Clusters, critical_value
+from refusaldir.statistics import Clusters, critical_value, kendall, spearman
 
 FloatArray = NDArray[np.float64]
 Method = Literal["kendall", "spearman"]
@@ -193,26 +193,4 @@ def _correlate(
     x: Float[np.ndarray, "draw row"], y: Float[np.ndarray, "draw row"], method: Method
 ) -> Float[np.ndarray, " draw"]:
     """Correlation of each draw; NaN where a column is constant."""
-    return _kendall(x, y) if method == "kendall" else _spearman(x, y)
-
-
-def _kendall(
-    x: Float[np.ndarray, "draw row"], y: Float[np.ndarray, "draw row"]
-) -> Float[np.ndarray, " draw"]:
-    i, j = np.triu_indices(x.shape[1], 1)
-    a, b = np.sign(x[:, i] - x[:, j]), np.sign(y[:, i] - y[:, j])
-    with np.errstate(invalid="ignore"):
-        return np.asarray(
-            np.sum(a * b, axis=1) / np.sqrt(np.sum(a**2, axis=1) * np.sum(b**2, axis=1))
-        )
-
-
-def _spearman(
-    x: Float[np.ndarray, "draw row"], y: Float[np.ndarray, "draw row"]
-) -> Float[np.ndarray, " draw"]:
-    a, b = (stats.rankdata(v, axis=1) for v in (x, y))
-    a, b = (r - r.mean(axis=1, keepdims=True) for r in (a, b))
-    with np.errstate(invalid="ignore"):
-        return np.asarray(
-            np.sum(a * b, axis=1) / np.sqrt(np.sum(a**2, axis=1) * np.sum(b**2, axis=1))
-        )
+    return kendall(x, y) if method == "kendall" else spearman(x, y)

@@ -29,6 +29,7 @@ from refusaldir.statistics.proportions import (
     paired_proportion_difference,
     proportion,
 )
+from refusaldir.statistics.ranks import kendall, spearman
 from refusaldir.statistics.ratios import fieller_ends
 from refusaldir.statistics.second_order import FEWEST_DF, TAKEN, Deviations, centred_kernel
 from refusaldir.statistics.simultaneous import (
@@ -49,6 +50,7 @@ __all__ = [
     "fieller_ends",
     "holm",
     "jackknife",
+    "kendall",
     "mcnemar",
     "mean",
     "paired_proportion_difference",
@@ -56,5 +58,6 @@ __all__ = [
     "randomisation_p",
     "simultaneous_bands",
     "simultaneous_critical",
+    "spearman",
     "student_interval",
 ]
