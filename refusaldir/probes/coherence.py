@@ -1,0 +1,53 @@
+"""Does a reply read as text at all? Loops and noise, by its words alone."""
+
+import re
+from collections import Counter
+from itertools import pairwise
+
+#: Longest run of one word, and share of repeated word pairs in a window of words, above which
+#: text is a loop. (Of 64-token responses of a small model, read by hand, those that said something
+#: had at most 31 % of repeated pairs, and loops at least 44 %.)
+LONGEST_RUN = 8
+REPEATED_SHARE = 0.38
+WINDOW = 60
+SHORTEST_LOOP = 19
+#: Words looked at: what a response says is said even if it loops in the end.
+LOOKED_AT = 120
+#: Equal lines, list marks aside, that make a loop.
+REPEATED_LINES = 4
+
+_WORD = re.compile(r"[^\W_]+(?:'[^\W_]+)*")
+_LIST_MARK = re.compile(r"(?m)^\s*\d+[.)]\s")
+
+
+def repetition(text: str) -> str | None:
+    """Say how a text loops or is noise, or None when it reads as text.
+
+    Loops: one word `LONGEST_RUN` times in a row, a window of `WINDOW` words in which more than
+    `REPEATED_SHARE` of the word pairs are repeats, one line `REPEATED_LINES` times, or one short
+    string over and over. Noise: hardly any letters. Numbers of a list do not count as words.
+    """
+    words = _WORD.findall(_LIST_MARK.sub(" ", text.lower())) or _WORD.findall(text.lower())
+    words = words[:LOOKED_AT]
+    run, previous = 0, ""
+    for word in words:
+        run = run + 1 if word == previous else 1
+        previous = word
+        if run >= LONGEST_RUN:
+            return f"'{word}' {run} times in a row"
+    for start in range(0, max(1, len(words) - WINDOW // 2), WINDOW // 2):
+        pairs = list(pairwise(words[start : start + WINDOW]))
+        repeated = 1 - len(set(pairs)) / max(1, len(pairs))
+        if len(pairs) >= SHORTEST_LOOP and repeated > REPEATED_SHARE:
+            return f"{repeated:.0%} of {len(pairs)} word pairs are repeats"
+    lines = [line.strip(" -*•") for line in _LIST_MARK.sub("", text.lower()).splitlines()]
+    for line, count in Counter(line for line in lines if line).most_common(1):
+        if count >= REPEATED_LINES:
+            return f"the line '{line}' {count} times"
+    squeezed = "".join(text.split()[:LOOKED_AT])
+    if re.search(r"(\S{1,12}?)\1{11,}", squeezed) and any(c.isalpha() for c in squeezed):
+        return "one short string over and over"
+    letters = sum(c.isalpha() for c in squeezed)
+    if len(squeezed) >= 40 and letters < 0.3 * len(squeezed) and not re.search(r"\d", squeezed):
+        return "hardly any letters"
+    return None
