@@ -6,11 +6,12 @@ DEMO := activations/demo
 # Test processes, each with one thread.
 JOBS ?= auto
 
-.PHONY: help setup demo test lint clean
+.PHONY: help setup demo test lint docs clean
 
 help:
 	@echo "make demo   set up, then run extract, select and diff on the embedded default pair"
 	@echo "make test   set up, then run the gates and the tests"
+	@echo "make docs   set up, then build the documentation into examples/docs/site"
 	@echo "make clean  remove the virtual environment and build leftovers (captures stay)"
 
 setup: $(VENV)/.installed
@@ -35,6 +36,9 @@ lint: setup
 
 test: lint
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+
+docs: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build -f examples/docs/mkdocs.yml
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
