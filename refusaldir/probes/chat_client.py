@@ -4,6 +4,10 @@ A fault that may pass (no connection, timeout, 408, 409, 425, 429, 5xx) is tried
 ``first_wait · 2ᵏ`` seconds, shortened at random by up to a half so that the tries of several
 threads part, or after what the server asks for (``Retry-After``).
 
+Two kinds of failure are kept apart. A server that is gone, overloaded, refuses the key or does not
+know the model concerns every request: `ProbeError`. One request that it will not or cannot answer
+is a `ReplyError`: a judge records it and goes on, a probe stops there.
+
 The API key is read from the environment variable ``OPENAI_API_KEY``. It goes into the header of
 the requests and nowhere else.
 """
@@ -25,10 +29,17 @@ from refusaldir.errors import ProbeError
 KEY_VARIABLE = "OPENAI_API_KEY"
 
 _ROUTE = "chat/completions"
+_ABOUT_REQUEST = frozenset({400, 413, 422})
 _RETRIED = frozenset({408, 409, 425, 429})
+#: Of those above 499, what a server or proxy says when it is down or has too much to do.
+_DOWN = frozenset({502, 503, 504})
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 _CONNECT_SECONDS = 10.0
 _SHOWN = 200
+
+
+class ReplyError(ProbeError):
+    """The server answers, but gives no reply to this request."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +136,9 @@ class ChatClient:
             ``stop`` was set meanwhile.
 
         Raises:
-            ProbeError: The server cannot be reached, refuses, keeps failing or answers otherwise.
+            ReplyError: The server refuses this request, or fails on it every time.
+            ProbeError: It cannot be reached, wants another key or model, keeps being overloaded,
+                or answers otherwise than by the protocol.
         """
         patience = self.patience
         for tried in range(patience.retries + 1):
@@ -192,12 +205,14 @@ class ChatClient:
                 expected=f"an answer in {tries} tries",
                 got=got,
                 next_step="Look at the server's log, and repeat the run",
+                kind=ReplyError if code >= 500 and code not in _DOWN else ProbeError,
             )
         return self._error(
             "the server refuses a request",
             expected="an answer",
             got=got,
             next_step="Mend what it names and repeat the run",
+            kind=ReplyError if code in _ABOUT_REQUEST else ProbeError,
         )
 
     def _broken(self, error: httpx.HTTPError, tries: int) -> ProbeError:
@@ -215,8 +230,16 @@ class ChatClient:
             next_step="Check that it runs at this address, and repeat the run",
         )
 
-    def _error(self, what: str, *, expected: str, got: str, next_step: str) -> ProbeError:
-        return ProbeError(what, expected=expected, got=got, where=self.address, next_step=next_step)
+    def _error(
+        self,
+        what: str,
+        *,
+        expected: str,
+        got: str,
+        next_step: str,
+        kind: type[ProbeError] = ProbeError,
+    ) -> ProbeError:
+        return kind(what, expected=expected, got=got, where=self.address, next_step=next_step)
 
     def _shown(self, response: httpx.Response) -> str:
         """What the server said, shortened, the key blotted out."""

@@ -3,7 +3,8 @@
 One request is one reply: servers differ in whether they know ``n``, and a reply of its own can
 be repeated by itself. Several requests run at a time, in threads, each tried again as
 `refusaldir.probes.chat_client` says. When one has failed for good no other is begun; those under
-way are waited for, every reply that came has been handed over, and the error says how many.
+way are waited for, every reply that came has been handed over, and the error says how many. A
+caller that can do without single replies, such as a judge, is told of those and the rest go on.
 
 The server applies its own chat template and sampling settings, and some do not sample at all
 unless their model's generation config says so (see `refusaldir.probes.plan.constant`). With
@@ -13,17 +14,20 @@ request.
 
 import queue
 import threading
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from refusaldir.errors import ProbeError
-from refusaldir.probes.chat_client import ChatClient, Patience, chat_address
+from refusaldir.probes.chat_client import ChatClient, Patience, ReplyError, chat_address
 from refusaldir.probes.plan import drawn_seed
 from refusaldir.probes.reply import Conversation, OnReply, Reply
 
 #: What servers write in ``finish_reason`` when the model ended by itself.
 _ENDED = frozenset({"stop", "eos", "eos_token", "stop_sequence"})
+
+#: Called with the index of a request and why it alone gets no reply.
+OnFault: TypeAlias = Callable[[int, ReplyError], None]
 
 _Came: TypeAlias = "queue.SimpleQueue[tuple[int, Reply | BaseException] | None]"
 
@@ -113,9 +117,13 @@ class EndpointRespond:
     sample: int = 0
 
     def __call__(
-        self, conversations: Sequence[Conversation], *, on_reply: OnReply | None = None
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        skip: Collection[int] = frozenset(),
+        on_reply: OnReply | None = None,
     ) -> list[Reply]:
-        """Reply to every conversation; see `ask`."""
+        """Reply to the conversations; see `ask`."""
         requests = [
             ChatRequest(
                 conversation=turns,
@@ -125,7 +133,7 @@ class EndpointRespond:
             )
             for turns in conversations
         ]
-        return list(ask(self.endpoint, requests, on_reply=on_reply).values())
+        return list(ask(self.endpoint, requests, skip=skip, on_reply=on_reply).values())
 
 
 def ask(
@@ -134,6 +142,7 @@ def ask(
     *,
     skip: Collection[int] = frozenset(),
     on_reply: OnReply | None = None,
+    on_fault: OnFault | None = None,
 ) -> dict[int, Reply]:
     """Ask a server for replies, several at a time.
 
@@ -143,9 +152,11 @@ def ask(
         skip: Indices not to ask for (already stored).
         on_reply: Called in this thread with each reply as soon as it is there, so that a caller
             can store it and resume.
+        on_fault: Called likewise with the error of a request that alone gets no reply; the others
+            go on. Without it such an error ends the run like any other.
 
     Returns:
-        Replies by index, in the order of the requests, without those skipped.
+        Replies by index, in the order of the requests, without those skipped or at fault.
 
     Raises:
         ProbeError: The server cannot be reached, refuses, keeps failing or does not speak the
@@ -157,7 +168,8 @@ def ask(
         return replies
     threads = min(endpoint.concurrency, len(todo))
     client = ChatClient(endpoint.url, patience=endpoint.patience, concurrency=threads)
-    came = _start(client, [(i, requests[i].body(endpoint)) for i in todo], threads)
+    bodies = [(i, requests[i].body(endpoint)) for i in todo]
+    came = _start(client, bodies, threads, tolerant=on_fault is not None)
     failure: ProbeError | None = None
     try:
         while threads:
@@ -166,7 +178,9 @@ def ask(
                 threads -= 1
                 continue
             index, outcome = item
-            if isinstance(outcome, ProbeError):
+            if on_fault is not None and isinstance(outcome, ReplyError):
+                on_fault(index, outcome)
+            elif isinstance(outcome, ProbeError):
                 failure = failure or outcome
             elif isinstance(outcome, Reply):
                 replies[index] = outcome
@@ -184,10 +198,16 @@ def ask(
             where=failure.where,
             next_step=failure.next_step,
         ) from failure
-    return {index: replies[index] for index in todo}
+    return {index: replies[index] for index in todo if index in replies}
 
 
-def _start(client: ChatClient, bodies: Sequence[tuple[int, dict[str, Any]]], threads: int) -> _Came:
+def _start(
+    client: ChatClient,
+    bodies: Sequence[tuple[int, dict[str, Any]]],
+    threads: int,
+    *,
+    tolerant: bool,
+) -> _Came:
     """Work through the requests in threads; each puts None when it ends, the last one closes.
 
     The threads are daemons: a run that is interrupted need not wait for replies under way.
@@ -209,7 +229,8 @@ def _start(client: ChatClient, bodies: Sequence[tuple[int, dict[str, Any]]], thr
                 if data is not None:
                     came.put((index, reply_of(data)))
             except BaseException as error:
-                client.stop.set()
+                if not (tolerant and isinstance(error, ReplyError)):
+                    client.stop.set()
                 came.put((index, error))
         if not last.acquire(blocking=False):
             client.close()

@@ -83,11 +83,14 @@ def play(
     lengths = [len(user_turns(prompt)) for prompt in prompts]
     rounds = range(1, max(lengths, default=0) + 1)
     for numbers in [rounds] if mode == "frozen" else [[number] for number in rounds]:
-        for prompt, length in zip(prompts, lengths, strict=True):
-            for number in numbers:
-                if number <= length:
-                    messages[prompt.id, number] = _messages(prompt, number, mode, replies)
-        _ask(messages, replies, respond, mode, on_turn)
+        asked = {
+            (prompt.id, number): _messages(prompt, number, mode, replies)
+            for prompt, length in zip(prompts, lengths, strict=True)
+            for number in numbers
+            if number <= length
+        }
+        _ask(asked, replies, respond, mode, on_turn)
+        messages |= asked
     return [
         PlayedTurn(
             prompt_id=prompt.id,
@@ -225,9 +228,10 @@ def _ask(
     mode: Mode,
     on_turn: Callable[[PlayedTurn], None] | None,
 ) -> None:
-    """Ask for the replies that are missing, and keep each as it comes."""
-    asked = [key for key in messages if key not in replies]
-    if not asked:
+    """Ask for the replies of one round that are missing, and keep each as it comes."""
+    asked = list(messages)
+    known = {index for index, key in enumerate(asked) if key in replies}
+    if len(known) == len(asked):
         return
 
     def keep(index: int, reply: Reply) -> None:
@@ -244,7 +248,8 @@ def _ask(
                 )
             )
 
-    came = respond([messages[key] for key in asked], on_reply=keep)
-    for index, reply in enumerate(came):
+    came = respond([messages[key] for key in asked], skip=known, on_reply=keep)
+    missing = [index for index in range(len(asked)) if index not in known]
+    for index, reply in zip(missing, came, strict=True):
         if asked[index] not in replies:
             keep(index, reply)

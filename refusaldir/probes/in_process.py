@@ -1,6 +1,6 @@
 """Replies to conversations from a model in this process."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from refusaldir.models.bridge import HookedModel
@@ -27,9 +27,13 @@ class InProcessRespond:
     batch_size: int | None = None
 
     def __call__(
-        self, conversations: Sequence[Conversation], *, on_reply: OnReply | None = None
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        skip: Collection[int] = frozenset(),
+        on_reply: OnReply | None = None,
     ) -> list[Reply]:
-        """Reply to every conversation; ``on_reply`` is called after each batch.
+        """Reply to the conversations; ``on_reply`` is called after each batch.
 
         Raises:
             PromptError: A conversation leaves no room for the reply in the model's context.
@@ -63,6 +67,7 @@ class InProcessRespond:
             self.model,
             rendered.ids,
             max_new_tokens=self.max_new_tokens,
+            skip=skip,
             batch_size=self.batch_size,
             on_batch=keep,
         )

@@ -1,6 +1,6 @@
 """One reply of a model to one conversation, wherever the model runs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -39,12 +39,18 @@ class Respond(Protocol):
     """Anything that replies to conversations: a model in process or a server."""
 
     def __call__(
-        self, conversations: Sequence[Conversation], *, on_reply: OnReply | None = None
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        skip: Collection[int] = frozenset(),
+        on_reply: OnReply | None = None,
     ) -> list[Reply]:
-        """Reply to every conversation, in their order.
+        """Reply to conversations, in their order.
 
         Args:
-            conversations: What to reply to.
+            conversations: Everything that belongs together.
+            skip: Indices of those whose reply is known; the others get the replies that they
+                would have got without it, to the last digit.
             on_reply: Called once for each, in any order and in the caller's thread, so that
                 nothing that came is lost when a later one fails.
         """

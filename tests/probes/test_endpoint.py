@@ -10,7 +10,7 @@ import pytest
 from chat_server import ChatServer, say
 
 from refusaldir.errors import ProbeError
-from refusaldir.probes.chat_client import KEY_VARIABLE, Patience, chat_address
+from refusaldir.probes.chat_client import KEY_VARIABLE, Patience, ReplyError, chat_address
 from refusaldir.probes.endpoint import ChatRequest, Endpoint, EndpointRespond, ask
 from refusaldir.probes.plan import drawn_seed
 from refusaldir.prompts.schema import Turn
@@ -247,6 +247,26 @@ def test_a_server_that_dies_midway_loses_nothing(serve):
 def test_nobody_there():
     with pytest.raises(ProbeError, match=r"cannot be reached .*127\.0\.0\.1:9/v1.*0 of 3 replies"):
         ask(Endpoint(url="http://127.0.0.1:9", model="tiny", patience=QUICK), requests(3))
+
+
+def test_what_is_wrong_with_one_request_is_told_apart(serve):
+    """A request at fault itself is told and the rest goes on; a server at fault ends the run."""
+    bad = {"question 1": 400, "question 2": 500, "question 3": 422}
+
+    def answer(number, body):
+        code = bad.get(body["messages"][-1]["content"])
+        return say(body) if code is None else (code, {"error": "no"}, {})
+
+    faults = {}
+    replies = ask(endpoint(serve(answer)), requests(5), on_fault=faults.__setitem__)
+    assert list(replies) == [0, 4] and sorted(faults) == [1, 2, 3]
+    assert all(isinstance(fault, ReplyError) for fault in faults.values())
+    assert "keeps failing" in faults[2].what and "refuses" in faults[1].what
+    for code in (401, 404, 503):
+        server = serve(lambda n, body, code=code: (code, "", {}))
+        with pytest.raises(ProbeError) as caught:
+            ask(endpoint(server), requests(5), on_fault=faults.__setitem__)
+        assert not isinstance(caught.value, ReplyError)
 
 
 @pytest.mark.parametrize(

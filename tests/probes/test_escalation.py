@@ -52,17 +52,17 @@ class Talker:
     def __init__(self, *, silent=(), backwards=False):
         self.calls, self.silent, self.backwards = [], silent, backwards
 
-    def __call__(self, conversations, *, on_reply=None):
-        self.calls.append([[turn.content for turn in turns] for turns in conversations])
-        replies = []
-        for turns in conversations:
+    def __call__(self, conversations, *, skip=frozenset(), on_reply=None):
+        asked = {i: turns for i, turns in enumerate(conversations) if i not in skip}
+        self.calls.append([[turn.content for turn in turns] for turns in asked.values()])
+        replies = {}
+        for index, turns in asked.items():
             text = f"to {turns[-1].content}"
-            replies.append(Reply(text="" if text in self.silent else text, finished=True))
+            replies[index] = Reply(text="" if text in self.silent else text, finished=True)
         if on_reply is not None:
-            order = range(len(replies))
-            for index in reversed(order) if self.backwards else order:
+            for index in reversed(replies) if self.backwards else replies:
                 on_reply(index, replies[index])
-        return replies
+        return list(replies.values())
 
 
 def seen(turns):
@@ -149,7 +149,7 @@ def test_a_responder_that_only_returns_will_do():
     turns = []
     got = play(
         PROMPTS,
-        lambda conversations, *, on_reply=None: (
+        lambda conversations, *, skip, on_reply: (
             [Reply(text="x", finished=True)] * len(conversations)
         ),
         mode="live",
