@@ -30,7 +30,7 @@ from numpy.typing import NDArray
 
 from refusaldir.errors import ProbeError
 from refusaldir.records import Estimate
-from refusaldir.statistics import Clusters, critical_value
+from refusaldir.statistics import Clusters, critical_value, wilson
 
 #: Whether each step complied; None where that is unknown.
 Course = Sequence[bool | None]
@@ -226,7 +226,7 @@ class _Table:
             variance = ((units - 1) / units) ** 2 * float(np.sum((left - left.mean()) ** 2))
             if variance > 0:
                 effective = min(value * (1 - value) / variance, float(behind.sum()))
-        lower, upper = _wilson(value, effective, critical_value(level, float(units - 1)))
+        lower, upper = wilson(value, effective, critical_value(level, float(units - 1)))
         return Estimate(
             value=value,
             lower=lower,
@@ -250,14 +250,6 @@ def _figures(
         before = np.where(before == 0, 0.0, before * (1 - hazard[..., k]))
         left[..., k] = before
     return hazard, 1 - left
-
-
-def _wilson(value: float, n: float, critical: float) -> tuple[float, float]:
-    """Wilson's score interval; ``n`` need not be whole."""
-    square = critical**2
-    centre = (value + square / (2 * n)) / (1 + square / n)
-    half = critical * np.sqrt(value * (1 - value) / n + square / (4 * n**2)) / (1 + square / n)
-    return max(float(centre - half), 0.0), min(float(centre + half), 1.0)
 
 
 def _difference(

@@ -21,7 +21,7 @@ from typing import Any
 
 from refusaldir.errors import RefusaldirError
 from refusaldir.report.text import number, percent, visible
-from refusaldir.statistics.proportions import _tango_z
+from refusaldir.statistics import tango_z
 
 PASS, FAIL, UNDECIDED = "pass", "fail", "undecided"
 
@@ -284,7 +284,7 @@ def _needed(row: Mapping[str, Any], limit: float) -> int | None:
     cells = row["n_paired"], len(row["flips_to_refusal"]), len(row["flips_to_answer"])
     counts = [float(cell) for cell in cells]
     end = seen["lower"] if limit < seen["value"] else seen["upper"]
-    at_end, at_limit = _tango_z(end, *counts), _tango_z(limit, *counts)
+    at_end, at_limit = tango_z(end, *counts), tango_z(limit, *counts)
     if at_limit == 0 or not math.isfinite(at_end):
         return None
     needed = seen["n"] * (at_end / at_limit) ** 2

@@ -23,11 +23,20 @@ from refusaldir.statistics.intervals import (
     mean,
     student_interval,
 )
-from refusaldir.statistics.p_values import holm, randomisation_p
+from refusaldir.statistics.p_values import (
+    benjamini_hochberg,
+    holm,
+    randomisation_p,
+    sign_flip_p,
+)
 from refusaldir.statistics.proportions import (
+    design_effect,
     mcnemar,
+    mean_share,
     paired_proportion_difference,
     proportion,
+    tango_z,
+    wilson,
 )
 from refusaldir.statistics.ranks import kendall, spearman
 from refusaldir.statistics.ratios import fieller_ends
@@ -44,20 +53,26 @@ __all__ = [
     "Clusters",
     "Deviations",
     "band_widening",
+    "benjamini_hochberg",
     "centred_kernel",
     "cluster_bootstrap_mean",
     "critical_value",
+    "design_effect",
     "fieller_ends",
     "holm",
     "jackknife",
     "kendall",
     "mcnemar",
     "mean",
+    "mean_share",
     "paired_proportion_difference",
     "proportion",
     "randomisation_p",
+    "sign_flip_p",
     "simultaneous_bands",
     "simultaneous_critical",
     "spearman",
     "student_interval",
+    "tango_z",
+    "wilson",
 ]
