@@ -36,6 +36,13 @@ class Extracted:
     reused: bool
     selected: Selected | None = None
 
+    def _repr_html_(self) -> str:
+        from refusaldir.report.capture_table import capture_table
+        from refusaldir.report.notebook import as_html
+        from refusaldir.store import summary
+
+        return as_html(capture_table(summary(self.path)))
+
 
 def extract(
     model: str | ModelSpec,

@@ -110,3 +110,9 @@ class LayersFound:
     result: "LayersResult"
     folder: Path
     files: Mapping[str, Path]
+
+    def _repr_html_(self) -> str:
+        from refusaldir.report.layers_table import layers_report
+        from refusaldir.report.notebook import as_html
+
+        return as_html(layers_report(self.document), self.files)

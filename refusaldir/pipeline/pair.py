@@ -43,6 +43,12 @@ class Diff:
     files: Mapping[str, Path]
     layers: "LayersFound | None" = None
 
+    def _repr_html_(self) -> str:
+        from refusaldir.report.notebook import as_html
+        from refusaldir.report.tables import diff_report
+
+        return as_html(diff_report(self.document), self.files)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:

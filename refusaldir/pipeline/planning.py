@@ -61,6 +61,12 @@ class Planned:
     document: dict[str, Any]
     noise: Noise
 
+    def _repr_html_(self) -> str:
+        from refusaldir.report.notebook import as_html
+        from refusaldir.report.plan_table import plan_report
+
+        return as_html(plan_report(self.document))
+
 
 def plan(
     base: str | Path | None = None,

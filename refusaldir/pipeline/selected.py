@@ -48,6 +48,12 @@ class Selected:
         """Ids of the refusal tokens; empty when none was found."""
         return tuple(self.document["refusal_tokens"]["ids"])
 
+    def _repr_html_(self) -> str:
+        from refusaldir.report.notebook import as_html
+        from refusaldir.report.selection_table import selection_report
+
+        return as_html(selection_report(self.document), self.files)
+
 
 def folder_beside(capture: Path) -> Path:
     """Where the selection of a capture lies: ``base.h5`` has ``base-select/``."""

@@ -39,6 +39,12 @@ class Series:
     folder: Path
     files: Mapping[str, Path]
 
+    def _repr_html_(self) -> str:
+        from refusaldir.report.notebook import as_html
+        from refusaldir.report.trajectory_table import trajectory_report
+
+        return as_html(trajectory_report(self.document), self.files)
+
 
 def diff_series(
     base: str | Path | ModelSpec,
