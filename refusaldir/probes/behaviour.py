@@ -26,11 +26,13 @@ class ServedModel:
         name: The name it was asked by.
         where: Address of the server, or name and hash of the log.
         system: As in `refusaldir.records.TemplateIdentity`; the server renders the rest.
+        extra: Further fields of every request, such as a switch of the template.
     """
 
     name: str
     where: str
     system: str = "default"
+    extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -51,6 +53,7 @@ class BehaviourProvenance:
         mode: ``"frozen"`` or ``"live"`` for escalations, else None.
         judges: Names and versions of the judges; the first one's labels are the rows'.
         direction: Site and hash of the direction behind the rows' projections; None without.
+        scorers: What made the rows' further scores, by the scores' names.
         stop_ids: Token ids that end a reply; empty where a server decides.
         versions: Versions of refusaldir, torch and transformers.
         created: UTC time in ISO 8601.
@@ -65,6 +68,7 @@ class BehaviourProvenance:
     mode: str | None = None
     judges: tuple[str, ...]
     direction: str | None = None
+    scorers: Mapping[str, str] = field(default_factory=dict, hash=False)
     stop_ids: tuple[int, ...]
     versions: Mapping[str, str]
     created: str
@@ -86,8 +90,8 @@ class BehaviourProvenance:
             return self.template.system
         return self.model.system if isinstance(self.model, ServedModel) else "default"
 
-    def fingerprint(self) -> str:
-        """Hash of what decides the replies.
+    def conditions(self) -> str:
+        """Hash of what decides the reply to a given conversation, temperature and seed.
 
         Not names, spelling of the spec, versions or time; and neither judges nor direction, which
         can be changed without asking the model again.
@@ -100,11 +104,15 @@ class BehaviourProvenance:
         return content_hash(
             model,
             None if self.template is None else self.template.to_dict(),
-            self.prompts_hash,
-            self.rendered_hash,
-            self.sampling.to_dict(),
+            self.max_new_tokens,
             self.mode,
             self.stop_ids,
+        )
+
+    def fingerprint(self) -> str:
+        """Hash of what decides all replies."""
+        return content_hash(
+            self.conditions(), self.prompts_hash, self.rendered_hash, self.sampling.to_dict()
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -115,6 +123,7 @@ class BehaviourProvenance:
             "template": None if self.template is None else self.template.to_dict(),
             "sampling": self.sampling.to_dict(),
             "judges": list(self.judges),
+            "scorers": dict(self.scorers),
             "stop_ids": list(self.stop_ids),
             "versions": dict(self.versions),
         }
