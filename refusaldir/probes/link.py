@@ -4,15 +4,16 @@ In each model the refusal of a prompt is read off its projection z at one site::
 
     P_b(refuse | z) = σ(a_b + b_b z)          P_t(refuse | z) = σ(a_t + b_t z)
 
-With ``R_mk`` the mean over an axis's prompts of model m's curve at the projections of model k,
-the change the two curves imply splits into two parts that sum to it exactly::
+With ``R_mk`` the mean over some prompts of model m's curve at the projections of model k, the
+change the two curves imply splits into two parts that sum to it exactly::
 
     encoding = ½ (R_bt − R_bb) + ½ (R_tt − R_tb)     z moved, the reading of it stayed
     readout  = ½ (R_tb − R_bb) + ½ (R_tt − R_bt)     same z, another answer
 
 each averaged over the two orders in which the models can be exchanged (Kitagawa 1955, J. Am.
 Stat. Assoc. 50:1168; for two factors this is Shapley's value). What the curves do not reproduce
-of the observed change is the residual.
+of the observed change is the residual. The curves are fitted on all prompts and read in every
+group of them, so a group that is answered in a way of its own shows that in its residual.
 
 It is an account, not a cause: z stands for all that moves with it, and where tuned's projections
 lie beyond those that base ever had, base's curve is extended, not observed (`extrapolated`).
@@ -28,9 +29,14 @@ from scipy.special import expit
 
 from refusaldir.errors import ProbeError
 from refusaldir.probes.logistic import fit_logistic
-from refusaldir.probes.refusal_curve import BoolArray, FloatArray, RefusalCurve, refusal_curve
+from refusaldir.probes.refusal_curve import FloatArray, RefusalCurve, refusal_curve
 from refusaldir.records import Estimate
-from refusaldir.statistics import Clusters, critical_value, jackknife
+from refusaldir.statistics import Clusters, critical_value, student_interval
+
+BoolArray = NDArray[np.bool_]
+
+#: Name of each axis, and whether it is that of harmful prompts.
+AXES = (("refusal", True), ("over_refusal", False))
 
 #: Memory for one block of refits, in elements.
 _BLOCK = 2_000_000
@@ -38,13 +44,17 @@ _BLOCK = 2_000_000
 #: Share of projections beyond the other model's range that is worth a sentence.
 _MUCH_BEYOND = 0.1
 
+#: Bins of the histograms of projections.
+_BINS = 30
+
 
 @dataclass(frozen=True, kw_only=True)
-class AxisParts:
-    """The change of one axis's refusal rate and its parts, all as shares from −1 to 1.
+class LinkParts:
+    """The change of a refusal rate and its parts, all as shares from −1 to 1.
 
     Attributes:
         axis: ``"refusal"`` (harmful prompts) or ``"over_refusal"`` (harmless ones).
+        group: The group of prompts: a category or a turn; None for all of the axis.
         n: Prompts where both responses could be judged.
         observed: Change of the refusal rate, tuned − base, with an interval made as those of its
             parts are, so that they can be compared (`refusaldir.probes.compare` has Tango's).
@@ -52,18 +62,34 @@ class AxisParts:
         encoding: Part of it because z moved.
         readout: Part of it because the same z is answered otherwise.
         residual: ``observed − modelled``.
+        shift: Mean change of z, tuned − base, in units of the residual stream.
         rates: Mean of each model's curve at each model's projections: ``base_at_base``,
             ``base_at_tuned``, ``tuned_at_base``, ``tuned_at_tuned``; empty without curves.
     """
 
     axis: str
+    group: str | int | None
     n: int
     observed: Estimate
     modelled: Estimate
     encoding: Estimate
     readout: Estimate
     residual: Estimate
+    shift: Estimate
     rates: Mapping[str, float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProjectionHistogram:
+    """How the projections of both models lie, for drawing.
+
+    Attributes:
+        edges: Ends of the bins, ascending, over both models' range.
+        counts: Prompts in each bin, by model and then by side, ``"harmful"`` or ``"harmless"``.
+    """
+
+    edges: tuple[float, ...]
+    counts: Mapping[str, Mapping[str, tuple[int, ...]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +99,9 @@ class MechanismLink:
     Attributes:
         base: Base's curve.
         tuned: Tuned's.
-        axes: The axes that have prompts, refusal first.
+        axes: Parts of the axes that have prompts, refusal first.
+        groups: Parts of every group on either axis, in the same order, groups by name.
+        histogram: Where the projections lie.
         n: Prompts where both responses could be judged.
         n_left_out: Prompts where one could not; they are in nothing here.
         extrapolated: Share of tuned's projections outside the range of base's.
@@ -83,16 +111,22 @@ class MechanismLink:
 
     base: RefusalCurve
     tuned: RefusalCurve
-    axes: tuple[AxisParts, ...]
+    axes: tuple[LinkParts, ...]
+    groups: tuple[LinkParts, ...]
+    histogram: ProjectionHistogram
     n: int
     n_left_out: int
     extrapolated: float
     level: float
     notes: tuple[str, ...]
 
-    def axis(self, name: str) -> AxisParts | None:
+    def axis(self, name: str) -> LinkParts | None:
         """The parts of one axis, or None when there were no such prompts."""
         return next((parts for parts in self.axes if parts.axis == name), None)
+
+    def group(self, axis: str, name: str | int) -> LinkParts | None:
+        """The parts of one group on one axis, or None when there were no such prompts."""
+        return next((p for p in self.groups if (p.axis, p.group) == (axis, name)), None)
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -103,10 +137,11 @@ def link_to_mechanism(
     *,
     base_z: ArrayLike,
     tuned_z: ArrayLike,
-    base_refused: Sequence[bool | None],
-    tuned_refused: Sequence[bool | None],
+    base_refused: Sequence[float | None],
+    tuned_refused: Sequence[float | None],
     harmful: Sequence[bool],
     intents: Sequence[Hashable],
+    groups: Sequence[str] | Sequence[int] | None = None,
     level: float = 0.95,
 ) -> MechanismLink:
     """Split the change of each axis's refusal rate into encoding and readout.
@@ -119,66 +154,95 @@ def link_to_mechanism(
     Args:
         base_z: Projection of each prompt in base on the direction, at its site.
         tuned_z: The same prompts in tuned, on the same direction at the same site.
-        base_refused: Whether base refused; None where its response could not be judged
-            (`refusaldir.probes.outcomes.is_refused`).
+        base_refused: Whether base refused, or the share of its replies to the prompt that refuse;
+            None where none could be judged (`refusaldir.probes.outcomes.is_refused`).
         tuned_refused: The same of tuned.
         harmful: Side of each prompt.
         intents: What each prompt asks for; prompts of one intent are not independent.
+        groups: Each prompt's group, e.g. its category or its turn; None for none.
         level: Nominal coverage.
 
     Raises:
-        ProbeError: The columns differ in length, hold nothing, or a projection is not finite.
+        ProbeError: The columns differ in length, hold nothing, a projection is not finite, or a
+            share lies outside 0 and 1.
     """
     critical_value(level)
-    z, y, side, names, left_out = _judged(
-        base_z, tuned_z, base_refused, tuned_refused, harmful, intents
-    )
-    clusters = Clusters.of(names, side)
+    found = _judged(base_z, tuned_z, base_refused, tuned_refused, harmful, intents, groups)
+    z, y, side = found.z, found.y, found.side
+    clusters = Clusters.of(found.intents, side)
     centre, scale = float(z.mean()), float(z.std())
     unit = (z - centre) / (scale if scale > 0 else 1.0)
     coefficients, leave_out = _fits(unit, y, clusters)
-    beyond = (z[1] < z[0].min()) | (z[1] > z[0].max())
     curves = [
         refusal_curve(
             model, coefficients[m], leave_out[m], z, y[m], z[m], (centre, scale), clusters, level
         )
         for m, model in enumerate(("base", "tuned"))
     ]
-    axes = tuple(
-        _axis(name, side == is_harmful, unit, y, coefficients, leave_out, clusters, level)
-        for name, is_harmful in (("refusal", True), ("over_refusal", False))
-        if np.any(side == is_harmful)
+    split = _Split(z, unit, y, coefficients, leave_out, clusters, level)
+    names = [] if groups is None else sorted(set(found.groups))
+    member = np.array(found.groups, dtype=object)
+    here = [(name, side == is_harmful) for name, is_harmful in AXES if np.any(side == is_harmful)]
+    beyond = float(np.mean((z[1] < z[0].min()) | (z[1] > z[0].max())))
+    return MechanismLink(
+        base=curves[0],
+        tuned=curves[1],
+        axes=tuple(split.parts(axis, None, chosen) for axis, chosen in here),
+        groups=tuple(
+            split.parts(axis, name, chosen & (member == name))
+            for axis, chosen in here
+            for name in names
+            if np.any(chosen & (member == name))
+        ),
+        histogram=_histogram(z, side),
+        n=len(side),
+        n_left_out=found.left_out,
+        extrapolated=beyond,
+        level=level,
+        notes=tuple(_notes(curves, beyond, found.left_out)),
     )
-    extrapolated = float(beyond.mean())
+
+
+def _notes(curves: Sequence[RefusalCurve], beyond: float, left_out: int) -> list[str]:
     notes = [f"{curve.model}: {curve.note}" for curve in curves if curve.note]
-    if extrapolated > _MUCH_BEYOND:
+    for curve in curves:
+        low, high = curve.slope.lower, curve.slope.upper
+        if low is not None and high is not None and low <= 0 <= high:
+            notes.append(
+                f"{curve.model}: refusal does not detectably depend on the projection, so what "
+                "moves the projection cannot be told to move refusal"
+            )
+    if beyond > _MUCH_BEYOND:
         notes.append(
-            f"{extrapolated:.0%} of tuned's projections lie outside the range of base's, where "
+            f"{beyond:.0%} of tuned's projections lie outside the range of base's, where "
             "base's curve is extended, not observed: the parts rest on its form there"
         )
     if left_out:
         notes.append(f"{left_out} prompts are left out: a response of theirs could not be judged")
-    return MechanismLink(
-        base=curves[0],
-        tuned=curves[1],
-        axes=axes,
-        n=len(side),
-        n_left_out=left_out,
-        extrapolated=extrapolated,
-        level=level,
-        notes=tuple(notes),
-    )
+    return notes
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Judged:
+    """Prompts where both responses were judged; arrays are ``[model, prompt]`` or ``[prompt]``."""
+
+    z: FloatArray
+    y: FloatArray
+    side: BoolArray
+    intents: Sequence[Hashable]
+    groups: Sequence[Any]
+    left_out: int
 
 
 def _judged(
     base_z: ArrayLike,
     tuned_z: ArrayLike,
-    base_refused: Sequence[bool | None],
-    tuned_refused: Sequence[bool | None],
+    base_refused: Sequence[float | None],
+    tuned_refused: Sequence[float | None],
     harmful: Sequence[bool],
     intents: Sequence[Hashable],
-) -> tuple[FloatArray, BoolArray, BoolArray, list[Hashable], int]:
-    """Projections ``[model, prompt]``, outcomes, sides and intents where both were judged."""
+    groups: Sequence[str] | Sequence[int] | None,
+) -> _Judged:
     columns = {
         "projections of base": np.asarray(base_z, dtype=np.float64),
         "projections of tuned": np.asarray(tuned_z, dtype=np.float64),
@@ -188,6 +252,7 @@ def _judged(
         "outcomes of base": (len(base_refused),),
         "outcomes of tuned": (len(tuned_refused),),
         "sides": (len(harmful),),
+        "groups": (n if groups is None else len(groups),),
     }
     for name, shape in lengths.items():
         if shape != (n,):
@@ -214,13 +279,36 @@ def _judged(
             expected="prompts where both responses could be judged",
             got=f"none of {n}",
         )
-    y = np.array([[bool(a[i]) for i in kept] for a in (base_refused, tuned_refused)])
-    z = np.stack([column[kept] for column in columns.values()])
-    side = np.array([bool(harmful[i]) for i in kept])
-    return z, y, side, [intents[i] for i in kept], n - len(kept)
+    y = np.array([[a[i] for i in kept] for a in (base_refused, tuned_refused)], dtype=np.float64)
+    if not np.all((y >= 0) & (y <= 1)):
+        raise ProbeError("a share of refusals lies between 0 and 1", got=f"{y.min()} to {y.max()}")
+    return _Judged(
+        z=np.stack([column[kept] for column in columns.values()]),
+        y=y,
+        side=np.array([bool(harmful[i]) for i in kept]),
+        intents=[intents[i] for i in kept],
+        groups=[None if groups is None else groups[i] for i in kept],
+        left_out=n - len(kept),
+    )
 
 
-def _fits(unit: FloatArray, y: BoolArray, clusters: Clusters) -> tuple[FloatArray, FloatArray]:
+def _histogram(z: FloatArray, side: BoolArray) -> ProjectionHistogram:
+    low, high = float(z.min()), float(z.max())
+    room = 0.5 if low == high else 0.0
+    edges = np.linspace(low - room, high + room, _BINS + 1)
+    return ProjectionHistogram(
+        edges=tuple(edges.tolist()),
+        counts={
+            model: {
+                name: tuple(np.histogram(z[m][side == harmful], edges)[0].tolist())
+                for name, harmful in (("harmful", True), ("harmless", False))
+            }
+            for m, model in enumerate(("base", "tuned"))
+        },
+    )
+
+
+def _fits(unit: FloatArray, y: FloatArray, clusters: Clusters) -> tuple[FloatArray, FloatArray]:
     """Coefficients ``[model, 2]`` and those without each cluster, ``[model, cluster, 2]``."""
     n = unit.shape[1]
     whole = np.stack([fit_logistic(unit[m], y[m], np.ones((1, n)))[0] for m in (0, 1)])
@@ -228,7 +316,7 @@ def _fits(unit: FloatArray, y: BoolArray, clusters: Clusters) -> tuple[FloatArra
     for rows in _blocks(clusters.n, n):
         weights = (clusters.codes[None] != rows[:, None]).astype(np.float64)
         for m in (0, 1):
-            left[m, rows] = fit_logistic(unit[m], y[m], weights)
+            left[m, rows] = fit_logistic(unit[m], y[m], weights, start=whole[m])
     return whole, left
 
 
@@ -237,61 +325,102 @@ def _blocks(clusters: int, n: int) -> list[NDArray[np.intp]]:
     return [np.arange(i, min(i + step, clusters)) for i in range(0, clusters, step)]
 
 
-def _axis(
-    name: str,
-    chosen: BoolArray,
-    unit: FloatArray,
-    y: BoolArray,
-    coefficients: FloatArray,
-    leave_out: FloatArray,
-    clusters: Clusters,
-    level: float,
-) -> AxisParts:
-    change = np.where(chosen, y[1].astype(np.float64) - y[0], 0.0)
-    total, count = clusters.sums(change), clusters.sums(chosen.astype(np.float64))
-    with np.errstate(invalid="ignore", divide="ignore"):
-        observed = total.sum() / count.sum(), (total.sum() - total) / (count.sum() - count)
-        means = _rates(unit, chosen, coefficients[:, None], np.zeros((1, len(chosen)), bool))
-        left = np.full((2, 2, clusters.n), np.nan)
-        for rows in _blocks(clusters.n, len(chosen)):
-            without = clusters.codes[None] == rows[:, None]
-            left[:, :, rows] = _rates(unit, chosen, leave_out[:, rows], without)
-    whole = {key: float(value[0]) for key, value in _split(means).items()}
-    parts = _split(left)
-    note = "" if np.all(np.isfinite(means)) else "not estimable: a model's curve is missing"
+class _Split:
+    """Splits the change of any group of prompts with one pair of curves.
 
-    def estimate(value: float, without: FloatArray, note: str = note) -> Estimate:
-        return jackknife(
-            float(value), without, clusters, level=level, bounds=(-1.0, 1.0), note=note
+    Args:
+        z: Projections, ``[model, prompt]``.
+        unit: The same in SDs.
+        y: Shares of refusals, ``[model, prompt]``.
+        coefficients: ``[model, 2]``.
+        leave_out: ``[model, cluster, 2]``.
+        clusters: Intents of all prompts.
+        level: Nominal coverage.
+    """
+
+    def __init__(
+        self,
+        z: FloatArray,
+        unit: FloatArray,
+        y: FloatArray,
+        coefficients: FloatArray,
+        leave_out: FloatArray,
+        clusters: Clusters,
+        level: float,
+    ) -> None:
+        self.changes = {"observed": y[1] - y[0], "shift": z[1] - z[0]}
+        self.unit, self.clusters, self.level = unit, clusters, level
+        self.coefficients, self.leave_out = coefficients, leave_out
+
+    def parts(self, axis: str, group: str | int | None, chosen: BoolArray) -> LinkParts:
+        """The parts over some prompts."""
+        clusters = self.clusters
+        members = np.unique(clusters.codes[chosen])
+        plain = {name: self._mean(change, chosen) for name, change in self.changes.items()}
+        means = self._rates(chosen, self.coefficients[:, None], np.full((1, len(chosen)), True))
+        left = np.full((2, 2, clusters.n), np.nan)
+        for rows in _blocks(clusters.n, int(chosen.sum())):
+            kept = clusters.codes[None] != rows[:, None]
+            left[:, :, rows] = self._rates(chosen, self.leave_out[:, rows], kept)
+        whole = {name: float(value[0]) for name, value in _parts(means).items()}
+        without = _parts(left)
+        note = "" if np.all(np.isfinite(means)) else "not estimable: a model's curve is missing"
+
+        def estimate(
+            value: float, left: FloatArray, note: str = note, bound: float = 1.0
+        ) -> Estimate:
+            if not np.isfinite(value):
+                return Estimate(value=None, n=len(members), level=self.level, note=note)
+            error = float(np.sqrt(np.sum(clusters.centre(left) ** 2)))
+            return student_interval(
+                value,
+                error if len(members) > 1 else float("nan"),
+                # Intents outside the group say little of it.
+                float(max(min(clusters.df, len(members) - 1), 1)),
+                n=len(members),
+                level=self.level,
+                bounds=(-bound, bound),
+                note=note,
+                method="cluster jackknife",
+            )
+
+        observed, observed_left = plain["observed"]
+        keys = ("base_at_base", "base_at_tuned", "tuned_at_base", "tuned_at_tuned")
+        return LinkParts(
+            axis=axis,
+            group=group,
+            n=int(chosen.sum()),
+            observed=estimate(observed, observed_left, note=""),
+            modelled=estimate(whole["modelled"], without["modelled"]),
+            encoding=estimate(whole["encoding"], without["encoding"]),
+            readout=estimate(whole["readout"], without["readout"]),
+            residual=estimate(observed - whole["modelled"], observed_left - without["modelled"]),
+            shift=estimate(*plain["shift"], note="", bound=np.inf),
+            rates={} if note else dict(zip(keys, means[:, :, 0].ravel().tolist(), strict=True)),
         )
 
-    keys = ("base_at_base", "base_at_tuned", "tuned_at_base", "tuned_at_tuned")
-    return AxisParts(
-        axis=name,
-        n=int(chosen.sum()),
-        observed=estimate(*observed, note=""),
-        modelled=estimate(whole["modelled"], parts["modelled"]),
-        encoding=estimate(whole["encoding"], parts["encoding"]),
-        readout=estimate(whole["readout"], parts["readout"]),
-        residual=estimate(observed[0] - whole["modelled"], observed[1] - parts["modelled"]),
-        rates={} if note else dict(zip(keys, means[:, :, 0].ravel().tolist(), strict=True)),
-    )
+    def _mean(self, change: FloatArray, chosen: BoolArray) -> tuple[float, FloatArray]:
+        """Mean over the prompts, and without each cluster."""
+        total = self.clusters.sums(np.where(chosen, change, 0.0))
+        count = self.clusters.sums(chosen.astype(np.float64))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            left = (total.sum() - total) / (count.sum() - count)
+        return float(total.sum() / count.sum()), left
+
+    def _rates(self, chosen: BoolArray, coefficients: FloatArray, kept: BoolArray) -> FloatArray:
+        """``R[m, k, draw]``: mean of model m's curve at model k's projections over the prompts."""
+        weights = kept[:, chosen].astype(np.float64)
+        out = np.empty((2, 2, len(weights)))
+        with np.errstate(invalid="ignore", divide="ignore"):
+            for m in (0, 1):
+                for k in (0, 1):
+                    a, b = coefficients[m, :, :1], coefficients[m, :, 1:]
+                    p = expit(a + b * self.unit[k][chosen])
+                    out[m, k] = np.sum(weights * p, axis=1) / weights.sum(axis=1)
+        return out
 
 
-def _rates(
-    unit: FloatArray, chosen: BoolArray, coefficients: FloatArray, without: BoolArray
-) -> FloatArray:
-    """``R[m, k, draw]``: mean of model m's curve at model k's projections over the axis."""
-    kept = (~without & chosen).astype(np.float64)[:, chosen]
-    out = np.empty((2, 2, len(kept)))
-    for m in (0, 1):
-        for k in (0, 1):
-            a, b = coefficients[m, :, :1], coefficients[m, :, 1:]
-            out[m, k] = np.sum(kept * expit(a + b * unit[k][chosen]), axis=1) / kept.sum(axis=1)
-    return out
-
-
-def _split(rate: FloatArray) -> dict[str, FloatArray]:
+def _parts(rate: FloatArray) -> dict[str, FloatArray]:
     """The parts from ``R[m, k, draw]``; they sum to the modelled change."""
     (bb, bt), (tb, tt) = rate
     encoding = ((bt - bb) + (tt - tb)) / 2

@@ -6,7 +6,7 @@ computation; a test holds them against both libraries.
 """
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from scipy.special import expit
 
@@ -22,24 +22,27 @@ _TOLERANCE = 1e-10
 
 def fit_logistic(
     z: Float[np.ndarray, " prompt"],
-    refused: Bool[np.ndarray, " prompt"],
+    refused: Float[np.ndarray, " prompt"],
     weights: Float[np.ndarray, "draw prompt"],
+    start: Float[np.ndarray, " 2"] | None = None,
 ) -> Float[np.ndarray, "draw 2"]:
     """Intercept and slope of ``P(refuse | z) = σ(a + b z)`` for each row of weights.
 
-    Maximises ``Σ w log P − RIDGE b²/2``; the intercept is free, so that fitted and observed
-    rates agree over the prompts of the fit.
+    Maximises ``Σ w (y log P + (1 − y) log (1 − P)) − RIDGE b²/2``, y the share of a prompt's
+    replies that refuse: each prompt counts once, however many replies it has. The intercept is
+    free, so that fitted and observed rates agree over the prompts of the fit.
 
     Args:
         z: Projections, in SDs, centred.
-        refused: Outcome of each prompt.
+        refused: Share of each prompt's replies that refuse, 0 to 1.
         weights: Weight of each prompt in each fit, ≥ 0.
+        start: Intercept and slope to start from, near the solution; it changes the time only.
 
     Returns:
         ``[draw, (intercept, slope)]``; NaN where the weighted prompts have one outcome only or
         one projection only.
     """
-    y = refused.astype(np.float64)
+    y = refused
     total = weights.sum(axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         rate = (weights @ y) / total
@@ -50,8 +53,10 @@ def fit_logistic(
     if not usable.any():
         return out
     w = weights[usable]
-    start = np.stack([np.log(rate[usable] / (1 - rate[usable])), np.zeros(len(w))], axis=1)
-    out[usable] = _newton(z, y, w, start)
+    first = np.stack([np.log(rate[usable] / (1 - rate[usable])), np.zeros(len(w))], axis=1)
+    if start is not None and np.all(np.isfinite(start)):
+        first[:] = start
+    out[usable] = _newton(z, y, w, first)
     return out
 
 
@@ -93,9 +98,9 @@ def _loss(z: FloatArray, y: FloatArray, w: FloatArray, theta: FloatArray) -> Flo
     return np.asarray(np.sum(w * terms, axis=1) + RIDGE * theta[:, 1] ** 2 / 2)
 
 
-def separable(z: Float[np.ndarray, " prompt"], refused: Bool[np.ndarray, " prompt"]) -> bool:
+def separable(z: Float[np.ndarray, " prompt"], refused: Float[np.ndarray, " prompt"]) -> bool:
     """Whether one threshold on z tells every refusal from every answer."""
-    yes, no = z[refused], z[~refused]
+    yes, no = z[refused > 0], z[refused < 1]
     if not len(yes) or not len(no):
         return True
     return bool(yes.min() >= no.max() or yes.max() <= no.min())

@@ -11,10 +11,9 @@ from refusaldir.records import Estimate
 from refusaldir.statistics import Clusters, critical_value, jackknife
 
 FloatArray = NDArray[np.float64]
-BoolArray = NDArray[np.bool_]
 
 #: Points at which a curve is given.
-_POINTS = 101
+_POINTS = 61
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +49,7 @@ def refusal_curve(
     coefficients: FloatArray,
     leave_out: FloatArray,
     both_z: FloatArray,
-    y: BoolArray,
+    y: FloatArray,
     z: FloatArray,
     units: tuple[float, float],
     clusters: Clusters,
@@ -63,7 +62,7 @@ def refusal_curve(
         coefficients: Intercept and slope in SDs, ``[2]``.
         leave_out: The same without each cluster, ``[cluster, 2]``.
         both_z: Projections of both models, for the range.
-        y: Whether this model refused.
+        y: Share of this model's replies to each prompt that refuse.
         z: Its projections.
         units: Centre and SD that the coefficients are in.
         clusters: The clusters left out.
@@ -111,10 +110,10 @@ def refusal_curve(
     )
 
 
-def _why_none(z: FloatArray, y: BoolArray) -> str:
+def _why_none(z: FloatArray, y: FloatArray) -> str:
     """Why a curve cannot be estimated; empty when it can."""
-    if y.all() or not y.any():
-        what = "every prompt was refused" if y.all() else "no prompt was refused"
+    if np.all(y == 1) or not y.any():
+        what = "no prompt was refused" if not y.any() else "every prompt was refused"
         return f"{what}, so how refusal depends on the projection cannot be estimated"
     if np.ptp(z) <= 1e-9 * max(1.0, float(np.abs(z).max())):
         return "the projection is the same for every prompt, so refusal cannot depend on it"

@@ -186,7 +186,7 @@ def test_a_model_with_one_answer_has_no_curve(answer, said):
     assert found.tuned.probability == () and said in found.tuned.note
     assert parts.encoding.value is parts.readout.value is parts.residual.value is None
     assert parts.observed.value is not None and "curve" in parts.encoding.note
-    assert parts.rates == {} and len(found.base.probability) == 101
+    assert parts.rates == {} and len(found.base.probability) == 61
     assert any(said in note for note in found.notes)
 
 
@@ -258,3 +258,117 @@ def test_what_cannot_be_used_is_said(key, value, said):
     with pytest.raises(ProbeError) as error:
         link_to_mechanism(**{**pair(20), key: value})
     assert said in str(error.value)
+
+
+def with_groups(data, kinds=4):
+    return {**data, "groups": [f"g{i % kinds}" for i in data["intents"]]}
+
+
+def test_groups_read_the_curves_of_all_and_make_up_the_axis():
+    data = with_groups(pair(80, shift=-0.6, offset=-0.5, seed=8))
+    found, plain = link_to_mechanism(**data), link_to_mechanism(**pair(80, -0.6, -0.5, seed=8))
+    assert found.axes == plain.axes and plain.groups == ()
+    assert [(g.axis, g.group) for g in found.groups[:2]] == [("refusal", "g0"), ("refusal", "g1")]
+    assert len(found.groups) == 8 and found.group("refusal", "g9") is None
+    own = [found.group("refusal", f"g{k}") for k in range(4)]
+    for name in ("observed", "encoding", "readout", "residual", "shift"):
+        total = sum(g.n * getattr(g, name).value for g in own) / sum(g.n for g in own)
+        assert total == pytest.approx(getattr(found.axis("refusal"), name).value, abs=1e-12)
+    assert all(g.encoding.n == 20 for g in own)
+
+
+def test_a_group_that_moved_alone_is_the_one_with_encoding():
+    data = with_groups(pair(200, seed=9))
+    there = np.array(data["harmful"]) & (np.array(data["groups"]) == "g2")
+    data["tuned_z"] = data["base_z"] - 1.5 * there
+    luck = np.random.default_rng(10).logistic(size=400)
+    for arm in ("base", "tuned"):
+        data[f"{arm}_refused"] = (INTERCEPT + SLOPE * data[f"{arm}_z"] + luck > 0).tolist()
+    found = link_to_mechanism(**data)
+    moved, still = found.group("refusal", "g2"), found.group("refusal", "g1")
+    assert moved.encoding.upper < -0.2 and moved.shift.value == pytest.approx(-1.5)
+    assert inside(still.encoding, 0) and still.encoding.value == pytest.approx(0, abs=1e-12)
+    assert inside(moved.readout, 0)
+
+
+def test_a_group_answered_in_its_own_way_shows_in_its_residual():
+    """Negative control for the common curves: they must not take a group's own change."""
+    data = with_groups(pair(400, seed=11, noise=0.0, same_luck=1.0), kinds=8)
+    there = np.array(data["harmful"]) & (np.array(data["groups"]) == "g3")
+    data["tuned_refused"] = (np.array(data["tuned_refused"]) & ~there).tolist()
+    found = link_to_mechanism(**data)
+    assert found.group("refusal", "g3").residual.upper < -0.3
+    assert abs(found.group("refusal", "g4").residual.value) < 0.2
+
+
+def test_a_group_of_one_intent_has_no_interval():
+    data = pair(20)
+    data["groups"] = ["alone" if i == 0 else "rest" for i in data["intents"]]
+    parts = link_to_mechanism(**data).group("refusal", "alone")
+    assert parts.n == 1 and parts.encoding.value is not None and parts.encoding.lower is None
+    assert "one intent only" in parts.encoding.note
+
+
+@pytest.mark.slow
+def test_intervals_of_small_groups_cover():
+    """Nominal 95 %: 12 groups of 8 intents in 60 comparisons; at least 92 % hold the truth."""
+    held, of = {"encoding": 0, "readout": 0}, 0
+    truth = planted_parts(pair(100_000, shift=-0.6, offset=-0.6, seed=1), -0.6)
+    for seed in range(60):
+        found = link_to_mechanism(**with_groups(pair(96, -0.6, -0.6, seed=seed), kinds=12))
+        for g in found.groups[:12]:
+            of += 1
+            for name, true in zip(held, truth, strict=True):
+                held[name] += inside(getattr(g, name), true)
+    assert min(held.values()) >= 0.92 * of, (held, of)
+
+
+def test_a_share_counts_as_its_replies_and_weighs_one_prompt():
+    """Sampled replies: shares give the curve that rows repeated within their intent give."""
+    rng = np.random.default_rng(12)
+    data = pair(40, shift=-0.5, seed=12)
+    shares = {}
+    for arm in ("base", "tuned"):
+        p = expit(INTERCEPT + SLOPE * data[f"{arm}_z"])
+        shares[arm] = rng.binomial(4, p) / 4
+    found = link_to_mechanism(
+        **{**data, **{f"{arm}_refused": share.tolist() for arm, share in shares.items()}}
+    )
+    repeated = {k: np.repeat(np.asarray(v), 4).tolist() for k, v in data.items()}
+    for arm, share in shares.items():
+        replies = np.arange(4)[None] < (4 * share)[:, None]
+        repeated[f"{arm}_refused"] = replies.ravel().tolist()
+    rows = link_to_mechanism(**repeated)
+    for name in ("observed", "encoding", "readout"):
+        a, b = (getattr(link.axis("refusal"), name) for link in (found, rows))
+        assert a.value == pytest.approx(b.value, abs=1e-3)
+        assert a.upper - a.lower == pytest.approx(b.upper - b.lower, rel=0.02)
+    fit = sm.GLM(
+        shares["base"], sm.add_constant(np.asarray(data["base_z"])), family=sm.families.Binomial()
+    ).fit()
+    assert found.base.slope.value == pytest.approx(fit.params[1], rel=5e-3)
+
+
+def test_refusal_that_does_not_hang_on_the_projection_is_said():
+    data = pair(40, seed=13)
+    luck = np.random.default_rng(14).random(80) < 0.5
+    data["base_refused"] = luck.tolist()
+    notes = link_to_mechanism(**data).notes
+    assert any(n.startswith("base: refusal does not detectably depend") for n in notes)
+    assert not any("detectably" in n for n in link_to_mechanism(**pair(40, seed=13)).notes)
+
+
+def test_the_histogram_counts_every_prompt_once():
+    found = link_to_mechanism(**pair(40, seed=15))
+    for model in ("base", "tuned"):
+        sides = found.histogram.counts[model]
+        assert {side: sum(counts) for side, counts in sides.items()} == {
+            "harmful": 40,
+            "harmless": 40,
+        }
+    assert len(found.histogram.edges) == 31
+
+
+def test_a_share_beyond_one_is_refused():
+    with pytest.raises(ProbeError, match="between 0 and 1"):
+        link_to_mechanism(**{**pair(20), "base_refused": [2.0] * 40})
