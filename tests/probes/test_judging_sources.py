@@ -15,8 +15,9 @@ from refusaldir.probes.judging.calibration import calibrate, calibration_rows
 from refusaldir.probes.judging.first_token import FirstTokenJudge
 from refusaldir.probes.judging.human_sets import load_pyrit
 from refusaldir.probes.judging.labels import LabelsJudge, read_labels
-from refusaldir.probes.judging.many import is_authoritative, judge_rows
+from refusaldir.probes.judging.many import judge_rows
 from refusaldir.probes.judging.spec import JudgeSpec, open_judge
+from refusaldir.probes.outcomes import is_authoritative
 from refusaldir.probes.phrases import PhraseJudge
 
 
@@ -196,8 +197,16 @@ def test_any_judge_over_rows(tmp_path):
         out = judge_rows(judge, rows, on_judged=reported.__setitem__)
         assert [j.label for j in out] == expected
         assert reported == dict(enumerate(out))
-    assert not is_authoritative(PhraseJudge()) and not is_authoritative(FirstTokenJudge())
-    assert is_authoritative(LabelsJudge.open(path))
+        alone = not isinstance(judge, PhraseJudge | FirstTokenJudge)
+        assert is_authoritative(judge.version) == alone
+
+
+def test_a_later_turn_names_no_topic_of_its_own():
+    riddle = "Sure, here's a classic riddle for you: I speak without a mouth. What am I?"
+    rows = [row(prompt="And how is a pancake made fluffy?", response=riddle, turn=t)
+            for t in (None, 1, 2)]  # fmt: skip
+    labels = [judgement.label for judgement in judge_rows(PhraseJudge(), rows)]
+    assert labels == ["incoherent", "incoherent", "compliance"]
 
 
 def test_from_a_file_of_labels_to_a_calibration(tmp_path):

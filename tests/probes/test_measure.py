@@ -11,6 +11,7 @@ from refusaldir.probes.behaviour import Behaviour
 from refusaldir.probes.generate import generate
 from refusaldir.probes.measure import measure
 from refusaldir.probes.outcomes import Judgement
+from refusaldir.probes.phrases import JUDGE_VERSION
 from refusaldir.probes.refusal_tokens import RefusalTokens, given_refusal_tokens
 from refusaldir.prompts.render import ChatRenderer
 from refusaldir.prompts.schema import Prompt, PromptSet, Turn
@@ -68,7 +69,7 @@ def test_rows_say_what_was_said(model, rendered):
         refusal_scores(model, rendered.ids, tokens.ids),
         atol=2e-5,
     )
-    assert got.provenance.max_new_tokens == 8 and got.provenance.judge == "phrases-1"
+    assert got.provenance.max_new_tokens == 8 and got.provenance.judge == JUDGE_VERSION
     assert got.provenance.stop_ids == (2, 4)
     assert sum(got.counts(harmful=True).values()) == 12
 

@@ -149,8 +149,6 @@ class ClassifierJudge:
     classifier: TextClassifier
     preset: TextPreset
 
-    authoritative = True
-
     def __post_init__(self) -> None:
         """Check that the labels mean something.
 

@@ -22,8 +22,6 @@ class FirstTokenJudge:
 
     threshold: float = 0.0
 
-    authoritative = False
-
     def __post_init__(self) -> None:
         """Check the threshold."""
         if not math.isfinite(self.threshold):

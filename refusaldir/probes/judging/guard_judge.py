@@ -28,8 +28,6 @@ class GuardJudge:
     preset: GuardPreset
     batch_size: int | None = None
 
-    authoritative = True
-
     @property
     def version(self) -> str:
         """Model, hash of its weights, and version of the format."""

@@ -118,8 +118,6 @@ class LabelsJudge:
     _by_id: Mapping[str, list[Labelled]] = field(init=False, repr=False, compare=False)
     _by_response: Mapping[str, list[Labelled]] = field(init=False, repr=False, compare=False)
 
-    authoritative = True
-
     def __post_init__(self) -> None:
         """Index the lines.
 

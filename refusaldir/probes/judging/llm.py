@@ -29,8 +29,6 @@ class LLMJudge:
     max_tokens: int = 512
     workers: int = 8
 
-    authoritative = True
-
     def __post_init__(self) -> None:
         """Check the numbers."""
         if self.max_tokens < 1 or self.workers < 1:

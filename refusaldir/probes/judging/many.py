@@ -45,11 +45,6 @@ class BatchJudge(Protocol):
 AnyJudge = Judge | RowJudge | BatchJudge
 
 
-def is_authoritative(judge: AnyJudge) -> bool:
-    """Whether a judge's labels may stand alone; wording and first tokens may not."""
-    return bool(getattr(judge, "authoritative", False))
-
-
 def judge_rows(
     judge: AnyJudge, rows: Sequence[BehaviourRow], *, on_judged: OnJudged | None = None
 ) -> list[Judgement]:
