@@ -1,38 +1,37 @@
-"""Greedy generation: what each prompt alone would give, in batches and with nothing run twice.
+"""Replies: what each prompt alone would get, in batches and with nothing run twice.
 
-The tokens that all prompts start with are run once (`refusaldir.batching.SharedPrefix`); their
-keys and values are expanded over the batch. Suffixes are padded between prefix and suffix,
-masked and numbered so that each row sees what it would see alone. Rows that are done leave the
-batch. The Hugging Face model does the work with its own attention, so active hooks act at every
-step: on ``[batch, seq, d_model]`` at the start, then on ``[batch, 1, d_model]``.
+The tokens that all prompts start with are run once (`refusaldir.batching.SharedPrefix`), and
+equal prompts once a batch. Prompts run with no padding to speak of, and rows of different
+lengths then decode side by side (`refusaldir.probes.decoding`). The Hugging Face model does the
+work with its own attention, so active hooks act at every step: on ``[batch, seq, d_model]`` at
+the start, then on ``[batch, 1, d_model]``.
 
-Decoding is plain argmax. Penalties and forced tokens of a model's generation config are not
-applied: they are sampling advice, and would make two arms differ by configuration.
+Decoding is plain argmax at temperature 0, and above it a draw from the whole softmax
+(`refusaldir.probes.draw`). There is no top-p or top-k, and penalties and forced tokens of a
+model's generation config are not applied: they are sampling advice, would make two arms differ
+by configuration, and hide the tail in which a refusal may begin. A reply depends on the model,
+its prompt, temperature and seed; on the batch only as far as rounding does.
 """
 
-import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
+from math import isfinite
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
-from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from refusaldir.batching import SharedPrefix, is_out_of_memory
+from refusaldir.directions.mean_diff import Direction
 from refusaldir.errors import ProbeError
 from refusaldir.models.bridge import HookedModel
+from refusaldir.probes.decoding import Asked, Decoding, PrefillFn, may_pad
 from refusaldir.records import common_prefix_length
 
 #: Rows a batch before memory says otherwise.
 DEFAULT_ROWS = {"cpu": 64, "mps": 64, "cuda": 256}
-#: What one more decoding step costs however few its rows, in rows: padding is run once, but a
-#: batch split in two pays for every step twice.
-STEP_ROWS = {"cpu": 48, "mps": 64, "cuda": 256}
-#: Finished rows leave the batch when they are at least this share of it.
-DROP_SHARE = 0.125
+#: Most empty slots of keys and values in a batch: reading them at every step costs about as much
+#: as the pass that another batch would need.
+EMPTY_SLOTS = {"cpu": 8192, "mps": 16384, "cuda": 65536}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,16 +43,15 @@ class Response:
         ids: New tokens, the stop token left out.
         text: The tokens as text, special tokens left out.
         finished: Whether a stop token came within the budget.
+        projection: Projection of the prompt's activation at the direction's site on its unit
+            vector, in units of the residual stream; None without a direction.
     """
 
     index: int
     ids: tuple[int, ...]
     text: str
     finished: bool
-
-
-#: Called with ``(indices, logits)``, logits ``[batch, vocab]`` at the last prompt position.
-PrefillFn = Callable[[Int[np.ndarray, " batch"], Float[Tensor, "batch vocab"]], None]
+    projection: float | None = None
 
 
 def stop_ids(model: HookedModel) -> tuple[int, ...]:
@@ -101,40 +99,63 @@ def generate(
     sequences: Sequence[Sequence[int]],
     *,
     max_new_tokens: int = 64,
+    temperatures: Sequence[float] | None = None,
+    seeds: Sequence[int | None] | None = None,
+    direction: Direction | None = None,
     stop: Collection[int] | None = None,
     skip: Collection[int] = frozenset(),
     batch_size: int | None = None,
     on_batch: Callable[[Sequence[Response]], None] | None = None,
     on_prefill: PrefillFn | None = None,
 ) -> list[Response]:
-    """Continue every sequence greedily.
+    """Continue every sequence, greedily or by draws.
 
     Args:
         model: The model; hooks that are active now act throughout.
-        sequences: Token ids of every rendered prompt, e.g. ``rendered.ids``.
+        sequences: Token ids of every rendered prompt, e.g. ``rendered.ids``. The same prompt may
+            come several times, to be sampled.
         max_new_tokens: Budget for each response. Short budgets hide late refusals.
+        temperatures: One a sequence; 0 is greedy. None for all greedy.
+        seeds: One a sequence, e.g. `refusaldir.probes.plan.Job.drawn_seed`; may be None where the
+            temperature is 0. Equal prompts with equal temperatures and seeds get equal replies.
+        direction: Where to read each prompt's activation as the prompt runs, and what to project
+            it on: `Response.projection`.
         stop: Token ids that end a response; None takes `stop_ids`.
         skip: Indices not to run (already stored).
         batch_size: Rows a batch; None starts large. Halved when memory runs out.
         on_batch: Called with the responses of each finished batch, longest prompts first, so
             that a caller can store them and resume.
-        on_prefill: Called with the indices and last-position logits of each batch. When memory
-            runs out later in the batch it is called again for the same indices.
+        on_prefill: Called with the indices and last-position logits of each batch, a row for
+            each index. When memory runs out later in the batch it is called again for the same
+            indices.
 
     Returns:
         Responses in the order of the sequences, without those skipped.
 
     Raises:
-        ProbeError: No budget, an empty prompt, a prompt that leaves no room in the model's
-            context, or one that does not fit in memory by itself.
+        ProbeError: No budget, an empty prompt, one shorter than the direction's position reaches
+            or that leaves no room in the model's context, one that does not fit in memory by
+            itself; a temperature or seed that is missing or impossible.
+        CaptureError: The model has no such site.
     """
     todo = [i for i in range(len(sequences)) if i not in skip]
-    _check(model, sequences, todo, max_new_tokens)
+    temperatures = [0.0] * len(sequences) if temperatures is None else temperatures
+    seeds = [None] * len(sequences) if seeds is None else seeds
+    _check(model, sequences, todo, max_new_tokens, direction)
+    _check_sampling(len(sequences), todo, temperatures, seeds)
     if batch_size is not None and batch_size < 1:
         raise ProbeError("a batch needs at least one row", got=batch_size, where="batch_size")
-    stops = frozenset(stop_ids(model) if stop is None else stop)
+    work = _Work(
+        model=model,
+        sequences=sequences,
+        temperatures=temperatures,
+        seeds=seeds,
+        budget=max_new_tokens,
+        stops=frozenset(stop_ids(model) if stop is None else stop),
+        direction=direction,
+    )
     done: list[Response] = []
-    for batch in _batches(model, sequences, todo, max_new_tokens, batch_size, stops, on_prefill):
+    for batch in work.batches(todo, batch_size, on_prefill):
         done.extend(batch)
         if on_batch is not None:
             on_batch(batch)
@@ -142,13 +163,26 @@ def generate(
 
 
 def _check(
-    model: HookedModel, sequences: Sequence[Sequence[int]], todo: Sequence[int], budget: int
+    model: HookedModel,
+    sequences: Sequence[Sequence[int]],
+    todo: Sequence[int],
+    budget: int,
+    direction: Direction | None,
 ) -> None:
     if budget < 1:
         raise ProbeError("generation needs a budget of at least one token", got=budget)
+    reach = 0 if direction is None else -direction.site.position
     for i in todo:
         if len(sequences[i]) == 0:
             raise ProbeError("a rendered prompt is empty", where=f"prompt {i}")
+        if len(sequences[i]) < reach:
+            raise ProbeError(
+                "a prompt is shorter than the direction's position reaches",
+                expected=f"at least {reach} tokens",
+                got=len(sequences[i]),
+                where=f"prompt {i}, {direction.site if direction else None}",
+                next_step="Take a direction nearer to the end, or drop the prompt",
+            )
         if len(sequences[i]) + budget > model.max_length:
             raise ProbeError(
                 "a prompt and its response do not fit in the model's context",
@@ -159,169 +193,126 @@ def _check(
             )
 
 
-def _batches(
-    model: HookedModel,
-    sequences: Sequence[Sequence[int]],
-    todo: Sequence[int],
-    budget: int,
-    batch_size: int | None,
-    stops: frozenset[int],
-    on_prefill: PrefillFn | None,
-) -> Iterator[list[Response]]:
-    if not todo:
-        return
-    shared = 0
-    if len(todo) > 1:
-        shortest = min(len(sequences[i]) for i in todo)
-        shared = min(common_prefix_length([sequences[i] for i in todo]), shortest - 1)
-    prefix = SharedPrefix(model, sequences[todo[0]][:shared])
-    order = sorted(todo, key=lambda i: (-len(sequences[i]), i))
-    rows_limit = batch_size or DEFAULT_ROWS.get(model.device.type, DEFAULT_ROWS["cpu"])
-    most_padding = budget * STEP_ROWS.get(model.device.type, STEP_ROWS["cpu"])
-    if not _may_pad(model.hf, len(sequences[order[0]]) + budget):
-        most_padding = 0
-    start = 0
-    while start < len(order):
-        lengths = [len(sequences[i]) for i in order[start : start + rows_limit]]
-        rows = _rows(lengths, most_padding)
-        indices = order[start : start + rows]
-        suffixes = [sequences[i][prefix.length :] for i in indices]
-        try:
-            batch = _Decoding(model, prefix, indices, suffixes, stops).run(budget, on_prefill)
-        except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
-                raise
-            if rows == 1:
-                raise ProbeError(
-                    "a single prompt does not fit in memory",
-                    got=f"{len(sequences[indices[0]])} tokens and {budget} new ones",
-                    where=f"prompt {indices[0]}, device {model.device}",
-                    next_step="Use a smaller dtype, --quantize, --device-map auto, or drop it",
-                ) from error
-            rows_limit = max(1, rows // 2)
-            if model.device.type == "cuda":
-                torch.cuda.empty_cache()
-            continue
-        start += rows
-        yield batch
+def _check_sampling(
+    n: int, todo: Sequence[int], temperatures: Sequence[float], seeds: Sequence[int | None]
+) -> None:
+    for name, values in (("temperature", temperatures), ("seed", seeds)):
+        if len(values) != n:
+            raise ProbeError(f"every prompt needs a {name}", expected=n, got=len(values))
+    for i in todo:
+        temperature, seed = temperatures[i], seeds[i]
+        if not (isfinite(temperature) and temperature >= 0):
+            raise ProbeError(
+                "a temperature is 0 or a positive number", got=temperature, where=f"prompt {i}"
+            )
+        if temperature > 0 and (seed is None or seed < 0):
+            raise ProbeError(
+                "sampling needs a seed",
+                expected="0 or a positive whole number",
+                got=seed,
+                where=f"prompt {i}",
+            )
 
 
-def _may_pad(hf: Any, longest: int) -> bool:
-    """Whether padded rows give what they would give alone.
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """Everything that batches of one call have in common."""
 
-    They do when positions are passed in and attention is by mask; they do not with recurrent
-    states, nor with a sliding window that counts padding as tokens.
-    """
-    if "position_ids" not in inspect.signature(hf.forward).parameters:
-        return False
-    for layer in DynamicCache(config=hf.config).layers:
-        if type(layer) is DynamicSlidingWindowLayer:
-            if longest >= layer.sliding_window:
-                return False
-        elif type(layer) is not DynamicLayer:
-            return False
-    return True
+    model: HookedModel
+    sequences: Sequence[Sequence[int]]
+    temperatures: Sequence[float]
+    seeds: Sequence[int | None]
+    budget: int
+    stops: frozenset[int]
+    direction: Direction | None
+
+    def batches(
+        self, todo: Sequence[int], batch_size: int | None, on_prefill: PrefillFn | None
+    ) -> Iterator[list[Response]]:
+        """Run in batches, longest prompts first; fewer rows each time memory runs out."""
+        if not todo:
+            return
+        model, sequences = self.model, self.sequences
+        prefix = SharedPrefix(model, sequences[todo[0]][: self._shared(todo)])
+        first: dict[tuple[int, ...], int] = {}
+        for i in todo:
+            first.setdefault(tuple(sequences[i]), i)
+        # Equal prompts side by side, so that they run together.
+        order = sorted(todo, key=lambda i: (-len(sequences[i]), first[tuple(sequences[i])], i))
+        rows_limit = batch_size or DEFAULT_ROWS.get(model.device.type, DEFAULT_ROWS["cpu"])
+        pads = may_pad(model.hf, len(sequences[order[0]]) + self.budget)
+        empty = EMPTY_SLOTS.get(model.device.type, EMPTY_SLOTS["cpu"]) if pads else 0
+        start = 0
+        while start < len(order):
+            rows = _rows([len(sequences[i]) for i in order[start : start + rows_limit]], empty)
+            indices = order[start : start + rows]
+            try:
+                batch = self._run(prefix, indices, pads, on_prefill)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                if rows == 1:
+                    raise ProbeError(
+                        "a single prompt does not fit in memory",
+                        got=f"{len(sequences[indices[0]])} tokens and {self.budget} new ones",
+                        where=f"prompt {indices[0]}, device {model.device}",
+                        next_step="Use a smaller dtype, --quantize, --device-map auto, or drop it",
+                    ) from error
+                rows_limit = max(1, rows // 2)
+                if model.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                continue
+            start += rows
+            yield batch
+
+    def _shared(self, todo: Sequence[int]) -> int:
+        """Tokens that all prompts start with, short of what has to be seen as each one runs."""
+        if len(todo) < 2:
+            return 0
+        tail = 1 if self.direction is None else -self.direction.site.position
+        shortest = min(len(self.sequences[i]) for i in todo)
+        return min(common_prefix_length([self.sequences[i] for i in todo]), shortest - tail)
+
+    def _run(
+        self,
+        prefix: SharedPrefix,
+        indices: Sequence[int],
+        pads: bool,
+        on_prefill: PrefillFn | None,
+    ) -> list[Response]:
+        decoding = Decoding(
+            self.model,
+            prefix,
+            Asked(
+                indices=indices,
+                suffixes=[self.sequences[i][prefix.length :] for i in indices],
+                temperatures=[self.temperatures[i] for i in indices],
+                seeds=[self.seeds[i] for i in indices],
+                budget=self.budget,
+                stops=self.stops,
+                direction=self.direction,
+                pads=pads,
+            ),
+        )
+        decoding.run(on_prefill)
+        texts = self.model.tokenizer.batch_decode(decoding.new, skip_special_tokens=True)
+        return [
+            Response(
+                index=index,
+                ids=tuple(decoding.new[row]),
+                text=texts[row],
+                finished=decoding.finished[row],
+                projection=decoding.projections[row],
+            )
+            for row, index in enumerate(indices)
+        ]
 
 
-def _rows(lengths: Sequence[int], most_padding: int) -> int:
-    """Number of leading rows (lengths descending) whose padding is at most ``most_padding``."""
+def _rows(lengths: Sequence[int], empty: int) -> int:
+    """Number of leading rows (lengths descending) with at most so many empty slots."""
     used = 0
     for rows, length in enumerate(lengths, start=1):
         used += length
-        if rows * lengths[0] - used > most_padding:
+        if rows * lengths[0] - used > empty:
             return rows - 1
     return len(lengths)
-
-
-class _Decoding:
-    """One batch on its way: cache, mask and positions of the rows that are still running."""
-
-    def __init__(
-        self,
-        model: HookedModel,
-        prefix: SharedPrefix,
-        indices: Sequence[int],
-        suffixes: Sequence[Sequence[int]],
-        stops: frozenset[int],
-    ) -> None:
-        self.model, self.indices, self.stops = model, indices, stops
-        longest = max(len(s) for s in suffixes)
-        ids = np.zeros((len(suffixes), longest), dtype=np.int64)
-        mask = np.ones((len(suffixes), prefix.length + longest), dtype=np.int64)
-        for row, suffix in enumerate(suffixes):
-            pad = longest - len(suffix)
-            ids[row, pad:] = suffix
-            mask[row, prefix.length : prefix.length + pad] = 0
-        # Padding repeats a position that exists; the mask hides it.
-        positions = np.maximum(mask.cumsum(axis=1) - 1, 0)[:, prefix.length :]
-        device = model.device
-        self.ids = torch.from_numpy(ids).to(device)
-        self.positions = torch.from_numpy(positions).to(device)
-        # Without padding no mask is needed, and attention takes its fast path.
-        self.mask = None if mask.all() else torch.from_numpy(mask).to(device)
-        self.cache = prefix.expand(len(suffixes)) or DynamicCache(config=model.hf.config)
-        self.takes = inspect.signature(model.hf.forward).parameters
-        self.rows = list(range(len(suffixes)))
-        self.new: list[list[int]] = [[] for _ in suffixes]
-        self.finished = [False] * len(suffixes)
-
-    def run(self, budget: int, on_prefill: PrefillFn | None) -> list[Response]:
-        with torch.inference_mode():
-            logits = self._forward()
-            if on_prefill is not None:
-                on_prefill(np.asarray(self.indices, dtype=np.int64), logits)
-            for step in range(budget):
-                chosen = logits.argmax(dim=-1)
-                if not self._accept(chosen) or step == budget - 1:
-                    break
-                logits = self._forward()
-        texts = self.model.tokenizer.batch_decode(self.new, skip_special_tokens=True)
-        return [
-            Response(index=index, ids=tuple(new), text=text, finished=finished)
-            for index, new, text, finished in zip(
-                self.indices, self.new, texts, self.finished, strict=True
-            )
-        ]
-
-    def _forward(self) -> Float[Tensor, "batch vocab"]:
-        arguments: dict[str, Any] = {"past_key_values": self.cache, "use_cache": True}
-        if "position_ids" in self.takes:
-            arguments["position_ids"] = self.positions
-        if "logits_to_keep" in self.takes:
-            arguments["logits_to_keep"] = 1
-        if self.mask is not None:
-            arguments["attention_mask"] = self.mask
-        output = self.model.hf(input_ids=self.ids, **arguments)
-        self.cache = output.past_key_values
-        logits: Tensor = output.logits[:, -1]
-        return logits
-
-    def _accept(self, chosen: Int[Tensor, " batch"]) -> bool:
-        """Store one token a row, drop finished rows, prepare the next step; False at the end."""
-        running = []
-        for at, (row, token) in enumerate(zip(self.rows, chosen.tolist(), strict=True)):
-            if self.finished[row]:
-                continue
-            if token in self.stops:
-                self.finished[row] = True
-            else:
-                self.new[row].append(token)
-                running.append(at)
-        if not running:
-            return False
-        device = self.ids.device
-        self.ids = chosen.to(device)[:, None]
-        self.positions = self.positions[:, -1:] + 1
-        if self.mask is not None:
-            self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.mask), 1)], dim=1)
-        if len(self.rows) - len(running) >= DROP_SHARE * len(self.rows):
-            keep = torch.tensor(running, device=device)
-            self.ids, self.positions = self.ids[keep], self.positions[keep]
-            if self.mask is not None:
-                self.mask = self.mask[keep]
-            self._keep_in_cache(keep)
-            self.rows = [self.rows[at] for at in running]
-        return True
-
-    def _keep_in_cache(self, keep: Int[Tensor, " kept"]) -> None:
-        self.cache.reorder_cache(keep)

@@ -1,13 +1,19 @@
-"""Batched greedy generation against Hugging Face `generate`, one prompt at a time."""
+"""Batched generation against Hugging Face `generate`, and against each prompt alone."""
 
-import types
-
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 
-from refusaldir.errors import ProbeError
+from refusaldir.capture import capture
+from refusaldir.directions.mean_diff import Direction
+from refusaldir.errors import CaptureError, ProbeError
+from refusaldir.geometry import project
+from refusaldir.hooks import Ablation, intervene
 from refusaldir.probes import generate as module
+from refusaldir.probes.decoding import Decoding
 from refusaldir.probes.generate import generate, stop_ids
+from refusaldir.records import Positions, Site
 
 BUDGET = 16
 ARCHITECTURES = ("llama", "qwen3", "gemma3", "gpt2", "neox")
@@ -68,25 +74,18 @@ def test_no_shared_prefix(build):
 
 
 def test_ignoring_the_padding_does_not_pass(build, sequences, monkeypatch):
-    """Negative control: without mask and positions the tokens differ."""
+    """Negative control: without the mask the tokens differ."""
     model = build()
     reference = alone(model.hf, sequences, 8, (2,))
-    forward = module._Decoding._forward
+    forward = Decoding._forward
 
     def careless(self):
         self.mask = None
         return forward(self)
 
-    monkeypatch.setattr(module._Decoding, "_forward", careless)
+    monkeypatch.setattr(Decoding, "_forward", careless)
     got = generate(model, sequences, max_new_tokens=8, stop=(2,), batch_size=10)
     assert [r.ids for r in got] != reference
-
-
-def test_a_sliding_window_is_not_padded(build, sequences):
-    """Gemma's window counts tokens, padding too: rows of one length go together."""
-    assert not module._may_pad(build("gemma3").hf, 40)
-    assert module._may_pad(build("gemma3").hf, 11)
-    assert module._may_pad(build("llama").hf, 40)
 
 
 @pytest.mark.parametrize(
@@ -176,34 +175,34 @@ def test_callbacks_and_skip(build, sequences):
 def test_halves_when_memory_runs_out(build, sequences, monkeypatch):
     model = build()
     reference = generate(model, sequences, max_new_tokens=8, stop=())
-    run = module._Decoding.run
+    run = Decoding.run
     tried = []
 
-    def scarce(self, budget, on_prefill):
-        tried.append(len(self.indices))
-        if len(self.indices) > 3:
+    def scarce(self, on_prefill):
+        tried.append(len(self.rows))
+        if len(self.rows) > 3:
             raise torch.OutOfMemoryError("out of memory")
-        return run(self, budget, on_prefill)
+        return run(self, on_prefill)
 
-    monkeypatch.setattr(module._Decoding, "run", scarce)
+    monkeypatch.setattr(Decoding, "run", scarce)
     assert generate(model, sequences, max_new_tokens=8, stop=()) == reference
     assert tried[0] > 3 and max(tried[3:]) <= 3
 
 
 def test_one_prompt_too_large_says_so(build, sequences, monkeypatch):
-    def never(self, budget, on_prefill):
+    def never(self, on_prefill):
         raise torch.OutOfMemoryError("out of memory")
 
-    monkeypatch.setattr(module._Decoding, "run", never)
+    monkeypatch.setattr(Decoding, "run", never)
     with pytest.raises(ProbeError, match="does not fit in memory"):
         generate(build(), sequences)
 
 
 def test_other_errors_pass_through(build, sequences, monkeypatch):
-    def broken(self, budget, on_prefill):
+    def broken(self, on_prefill):
         raise RuntimeError("shapes differ")
 
-    monkeypatch.setattr(module._Decoding, "run", broken)
+    monkeypatch.setattr(Decoding, "run", broken)
     with pytest.raises(RuntimeError, match="shapes differ"):
         generate(build(), sequences)
 
@@ -215,6 +214,12 @@ def test_other_errors_pass_through(build, sequences, monkeypatch):
         ([[1, 2], []], {}, "prompt is empty"),
         ([[1] * 250], {"max_new_tokens": 10}, "do not fit in the model's context"),
         ([[1, 2]], {"batch_size": 0}, "at least one row"),
+        ([[1, 2]], {"temperatures": [-1.0], "seeds": [0]}, "0 or a positive number"),
+        ([[1, 2]], {"temperatures": [float("nan")], "seeds": [0]}, "0 or a positive number"),
+        ([[1, 2]], {"temperatures": [1.0]}, "sampling needs a seed"),
+        ([[1, 2]], {"temperatures": [1.0], "seeds": [-3]}, "sampling needs a seed"),
+        ([[1, 2]], {"temperatures": [1.0, 1.0], "seeds": [0]}, "every prompt needs a temperature"),
+        ([[1, 2]], {"temperatures": [1.0], "seeds": [0, 1]}, "every prompt needs a seed"),
     ],
 )
 def test_refuses(build, sequences, arguments, message):
@@ -227,6 +232,179 @@ def test_nothing_to_do(build):
     assert generate(build(), [[5, 6]], skip={0}) == []
 
 
-def test_a_model_without_position_ids_is_not_padded():
-    hf = types.SimpleNamespace(forward=lambda input_ids: None, config=None)
-    assert not module._may_pad(hf, 10)
+def test_a_draw_depends_on_prompt_temperature_and_seed_alone(build, sequences):
+    model = build()
+    jobs = [(i, t, s) for i in range(0, 10, 2) for t in (0.0, 0.7, 1.5) for s in (3, 4)]
+    ids = [sequences[i] for i, _, _ in jobs]
+    temperatures, seeds = [t for _, t, _ in jobs], [s for _, _, s in jobs]
+    each = [
+        generate(model, [row], max_new_tokens=12, temperatures=[t], seeds=[s], stop=(9, 60))[0].ids
+        for row, t, s in zip(ids, temperatures, seeds, strict=True)
+    ]
+    order = np.random.default_rng(0).permutation(len(jobs)).tolist()
+    for batch_size in (None, 7):
+        got = generate(
+            model,
+            [ids[i] for i in order],
+            max_new_tokens=12,
+            temperatures=[temperatures[i] for i in order],
+            seeds=[seeds[i] for i in order],
+            stop=(9, 60),
+            batch_size=batch_size,
+        )
+        assert [r.ids for r in got] == [each[i] for i in order]
+    assert len(set(each)) > 20, "seeds must matter"
+    greedy = [r.ids for r in generate(model, sequences[::2], max_new_tokens=12, stop=(9, 60))]
+    assert [e for e, t in zip(each[::2], temperatures[::2], strict=True) if t == 0] == greedy
+
+
+def test_equal_weights_draw_equal_replies(build, sequences):
+    asked = {"max_new_tokens": 10, "temperatures": [1.0] * 10, "seeds": range(10)}
+    assert generate(build(seed=5), sequences, **asked) == generate(
+        build(seed=5), sequences, **asked
+    )
+    assert generate(build(seed=5), sequences, **asked) != generate(
+        build(seed=6), sequences, **asked
+    )
+
+
+def test_little_heat_is_greedy(build, sequences):
+    model = build()
+    cold = generate(
+        model, sequences, max_new_tokens=10, temperatures=[1e-7] * 10, seeds=range(10), stop=()
+    )
+    assert cold == generate(model, sequences, max_new_tokens=10, stop=())
+
+
+@pytest.mark.parametrize("name", ["llama", "gemma3"])
+def test_draws_follow_the_softmax(build, name):
+    """First and second token of many samples, against Hugging Face's logits."""
+    n, temperature, prompt = 6000, 1.3, [3, 40, 41, 42, 43, 50, 51]
+    model = build(name)
+    got = generate(
+        model,
+        [prompt] * n,
+        max_new_tokens=2,
+        temperatures=[temperature] * n,
+        seeds=range(n),
+        stop=(),
+        batch_size=n,
+    )
+    first = [r.ids[0] for r in got]
+    often = max(set(first), key=first.count)
+    second = [r.ids[1] for r in got if r.ids[0] == often]
+    assert fits(model, prompt, temperature, first) > 1e-3
+    assert fits(model, [*prompt, often], temperature, second) > 1e-3
+    assert fits(model, prompt, 1.0, first) < 1e-6, "another temperature must not fit"
+
+
+def fits(model, sequence, temperature, drawn) -> float:
+    """p of the chi-square test of drawn tokens against the model's own probabilities."""
+    with torch.inference_mode():
+        logits = model.hf(torch.tensor([list(sequence)])).logits[0, -1].double()
+    expected = torch.softmax(logits / temperature, -1).numpy() * len(drawn)
+    counts = np.bincount(drawn, minlength=len(expected))
+    common = expected >= 5
+    rest = [counts[~common].sum()], [expected[~common].sum()]
+    return scipy.stats.chisquare(
+        np.concatenate([counts[common], rest[0]]), np.concatenate([expected[common], rest[1]])
+    ).pvalue
+
+
+def test_a_prompt_that_comes_several_times_runs_once(build, sequences):
+    model, seen = build(), []
+    with model.hooked({("resid_pre", 0): lambda x: seen.append(tuple(x.shape[:2]))}):
+        generate(
+            model,
+            [*sequences[:3]] * 4,
+            max_new_tokens=3,
+            temperatures=[1.0] * 12,
+            seeds=range(12),
+            stop=(),
+        )
+    prefix, *prompts = [shape for shape in seen if shape[1] > 1]
+    assert prefix == (1, 5)
+    assert sum(rows for rows, _ in prompts) == 3
+    assert [shape for shape in seen if shape[1] == 1] == [(12, 1)] * 2
+
+
+def test_prefill_hands_over_each_index_once(build, sequences):
+    model, logits = build(), {}
+    generate(
+        model,
+        [sequences[0], sequences[1], sequences[0]],
+        max_new_tokens=1,
+        on_prefill=lambda indices, rows: logits.update(zip(indices.tolist(), rows, strict=True)),
+    )
+    assert sorted(logits) == [0, 1, 2]
+    assert torch.equal(logits[0], logits[2]) and not torch.equal(logits[0], logits[1])
+
+
+def direction_at(hook: str, layer: int, position: int) -> Direction:
+    return Direction(
+        vector=np.random.default_rng(7).normal(size=32) * 3,
+        site=Site(hook=hook, layer=layer, position=position),
+        n_harmful=1,
+        n_harmless=1,
+    )
+
+
+def captured(model, sequences, direction: Direction) -> np.ndarray:
+    """Projections by way of the capture room, one prompt at a time."""
+    site, out = direction.site, np.empty(len(sequences))
+    for i, sequence in enumerate(sequences):
+        (batch,) = capture(
+            model,
+            [sequence],
+            hooks=(site.hook,),
+            layers=(site.layer,),
+            positions=Positions(offsets=(site.position,), labels=("",)),
+        )
+        out[i] = project(batch.values[site.hook][0, 0, 0], direction.vector)
+    return out
+
+
+@pytest.mark.parametrize("position", [-1, -2, -4, -7])  # -4: in the shared prefix of the shortest
+@pytest.mark.parametrize(
+    ("name", "hook", "layer"),
+    [("llama", "resid_pre", 1), ("llama", "resid_mid", 2), ("gemma3", "resid_post", 2),
+     ("neox", "attn_out", 0)],
+)  # fmt: skip
+def test_projection_is_that_of_the_capture(build, sequences, name, hook, layer, position):
+    model, direction = build(name), direction_at(hook, layer, position)
+    expected = captured(model, sequences, direction)
+    for batch_size in (None, 3):
+        got = generate(
+            model, sequences, max_new_tokens=3, direction=direction, batch_size=batch_size
+        )
+        np.testing.assert_allclose([r.projection for r in got], expected, rtol=1e-4, atol=1e-5)
+    assert np.ptp(expected) > 0.1
+
+
+def test_projection_costs_no_pass_and_changes_no_reply(build, sequences):
+    model, passes = build(), []
+    with model.hooked({("resid_pre", 0): lambda x: passes.append(tuple(x.shape))}):
+        plain = generate(model, sequences, max_new_tokens=4)
+        without = list(passes)
+        passes.clear()
+        read = generate(
+            model, sequences, max_new_tokens=4, direction=direction_at("resid_pre", 2, -1)
+        )
+    assert passes == without
+    assert [r.ids for r in read] == [r.ids for r in plain]
+    assert {r.projection for r in plain} == {None}
+
+
+def test_projection_under_an_intervention(build, sequences):
+    """What is read is what the model reads: nothing is left along an ablated direction."""
+    model, direction = build(), direction_at("resid_pre", 2, -1)
+    with intervene(model, Ablation.of(torch.from_numpy(direction.vector))):
+        got = generate(model, sequences, max_new_tokens=2, direction=direction)
+    np.testing.assert_allclose([r.projection for r in got], 0, atol=1e-4)
+
+
+def test_refuses_a_site_that_is_not_there(build, sequences):
+    with pytest.raises(ProbeError, match=r"shorter than the direction's position.*at least 8"):
+        generate(build(), sequences, direction=direction_at("resid_pre", 1, -8))
+    with pytest.raises(CaptureError, match="no such hook point"):
+        generate(build(), sequences, direction=direction_at("resid_pre", 3, -1))
