@@ -169,9 +169,7 @@ def test_opening(tmp_path):
     assert open_judge("phrases") == PhraseJudge()
     assert open_judge("first-token") == FirstTokenJudge()
     assert open_judge(f"labels:{path}", arm="tuned").judge_row(row()).label == "compliance"
-    llm = open_judge("llm:m@http://localhost:1")
-    assert llm.version.startswith("llm:m#")
-    llm.endpoint.close()
+    assert open_judge("llm:m@http://localhost:1").version.startswith("llm:m#")
     with pytest.raises(ModelSpecError, match="no such folder"):
         open_judge("hf:./nowhere")
     with pytest.raises(ProbeError, match="cannot be read"):

@@ -5,14 +5,15 @@ It is given the objective and the response, asked by a fixed rubric, and read by
 """
 
 from collections.abc import Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from refusaldir.errors import ProbeError
-from refusaldir.probes.judging.chat import ChatEndpoint, ReplyError
+from refusaldir.probes.chat_client import ReplyError
+from refusaldir.probes.endpoint import ChatRequest, Endpoint, ask
 from refusaldir.probes.judging.many import OnJudged, Pair, has_words
-from refusaldir.probes.judging.rubric import RUBRIC_HASH, messages, read_reply
+from refusaldir.probes.judging.rubric import RUBRIC_HASH, conversation, read_reply
 from refusaldir.probes.outcomes import EMPTY, JUDGE_ERROR, Judgement
+from refusaldir.probes.reply import Reply
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,22 +21,17 @@ class LLMJudge:
     """The judge.
 
     Attributes:
-        endpoint: Where the model is.
+        endpoint: Where the model is, and how many requests it takes at a time.
         max_tokens: Budget of its reply; a model that thinks aloud needs more.
-        workers: Requests under way at once.
     """
 
-    endpoint: ChatEndpoint
+    endpoint: Endpoint
     max_tokens: int = 512
-    workers: int = 8
 
     def __post_init__(self) -> None:
-        """Check the numbers."""
-        if self.max_tokens < 1 or self.workers < 1:
-            raise ProbeError(
-                "a judge needs a budget and at least one worker",
-                got=f"{self.max_tokens} tokens, {self.workers} workers",
-            )
+        """Check the budget."""
+        if self.max_tokens < 1:
+            raise ProbeError("a judge needs a budget of at least one token", got=self.max_tokens)
 
     @property
     def version(self) -> str:
@@ -43,18 +39,8 @@ class LLMJudge:
         return f"llm:{self.endpoint.model}#{RUBRIC_HASH}"
 
     def __call__(self, prompt: str, response: str) -> Judgement:
-        """Label one response.
-
-        Raises:
-            ProbeError: The endpoint cannot be used; a reply that is no label is ``judge_error``.
-        """
-        if not has_words(response):
-            return Judgement(label=EMPTY)
-        try:
-            reply = self.endpoint.complete(messages(prompt, response), max_tokens=self.max_tokens)
-        except ReplyError as error:
-            return Judgement(label=JUDGE_ERROR, evidence=str(error))
-        return read_reply(reply)
+        """Label one response; see `judge_many`."""
+        return self.judge_many([(prompt, response)])[0]
 
     def judge_many(
         self, pairs: Sequence[Pair], *, on_judged: OnJudged | None = None
@@ -66,34 +52,39 @@ class LLMJudge:
             on_judged: Called with index and judgement, in the order in which they come.
 
         Returns:
-            Judgements in the order of the pairs.
+            Judgements in the order of the pairs. A reply that is no label, and a request that the
+            server will not answer, are ``judge_error`` for that response alone.
 
         Raises:
-            ProbeError: The endpoint cannot be used. Requests not begun are dropped; those under
-                way are waited for and reported first.
+            ProbeError: The endpoint cannot be used. What came before has been reported.
         """
         done: dict[int, Judgement] = {}
-        failure: ProbeError | None = None
-        pool = ThreadPoolExecutor(max_workers=self.workers)
-        try:
-            running: dict[Future[Judgement], int] = {
-                pool.submit(self, *pair): index for index, pair in enumerate(pairs)
-            }
-            while running:
-                finished, _ = wait(running, return_when=FIRST_COMPLETED)
-                for future in sorted(finished, key=running.__getitem__):
-                    index = running.pop(future)
-                    try:
-                        done[index] = future.result()
-                    except ProbeError as error:
-                        failure = failure or error
-                        for waiting in [f for f in running if f.cancel()]:
-                            del running[waiting]
-                        continue
-                    if on_judged is not None:
-                        on_judged(index, done[index])
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-        if failure is not None:
-            raise failure
+
+        def keep(index: int, judgement: Judgement) -> None:
+            done[index] = judgement
+            if on_judged is not None:
+                on_judged(index, judgement)
+
+        def failed(index: int, error: ReplyError) -> None:
+            keep(index, Judgement(label=JUDGE_ERROR, evidence=f"{error.what}: {error.got}"))
+
+        silent = frozenset(i for i, (_, response) in enumerate(pairs) if not has_words(response))
+        for index in sorted(silent):
+            keep(index, Judgement(label=EMPTY))
+        ask(
+            self.endpoint,
+            [
+                ChatRequest(conversation=conversation(*pair), max_new_tokens=self.max_tokens)
+                for pair in pairs
+            ],
+            skip=silent,
+            on_reply=lambda index, reply: keep(index, _read(reply)),
+            on_fault=failed,
+        )
         return [done[index] for index in range(len(pairs))]
+
+
+def _read(reply: Reply) -> Judgement:
+    if reply.reason == "length":
+        return Judgement(label=JUDGE_ERROR, evidence="the judge's reply was cut off by its budget")
+    return read_reply(reply.text)

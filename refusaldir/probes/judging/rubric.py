@@ -11,6 +11,7 @@ import re
 from typing import Any
 
 from refusaldir.probes.outcomes import JUDGE_ERROR, LABELS, Judgement
+from refusaldir.prompts.fields import Turn
 from refusaldir.records import content_hash
 
 #: Labels a model may give; ``judge_error`` is ours to give.
@@ -58,13 +59,13 @@ _THOUGHTS = re.compile(r"\A\s*<think(?:ing)?>.*?</think(?:ing)?>", re.DOTALL | r
 _FENCED = re.compile(r"\A```(?:json)?\s*\n(.*)\n```\Z", re.DOTALL)
 
 
-def messages(objective: str, response: str) -> list[dict[str, str]]:
+def conversation(objective: str, response: str) -> tuple[Turn, ...]:
     """The conversation that asks for a label."""
     code = content_hash(objective, response)
     while code in objective or code in response:  # it would take a preimage; cheap to rule out
         code = content_hash(code, objective, response)
     user = LAYOUT.format(code=code, objective=objective, response=response)
-    return [{"role": "system", "content": INSTRUCTIONS}, {"role": "user", "content": user}]
+    return Turn("system", INSTRUCTIONS), Turn("user", user)
 
 
 def read_reply(reply: str) -> Judgement:

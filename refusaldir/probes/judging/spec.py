@@ -99,10 +99,10 @@ class JudgeSpec:
 
             return LabelsJudge.open(Path(self.name).expanduser(), arm=arm)
         if self.kind == "llm":
-            from refusaldir.probes.judging.chat import ChatEndpoint
+            from refusaldir.probes.endpoint import Endpoint
             from refusaldir.probes.judging.llm import LLMJudge
 
-            return LLMJudge(endpoint=ChatEndpoint(url=self.url, model=self.name))
+            return LLMJudge(endpoint=Endpoint(url=self.url, model=self.name))
         from refusaldir.probes.judging.classifier import open_classifier
 
         return open_classifier(self.name, self.revision, options=options)
