@@ -70,7 +70,6 @@ class CategoryLink:
         measures: What each measure is, in words, by name.
         rivals: Names of those that know nothing of refusal.
         correlations: Of each measure with the change of the refusal rate.
-        note: What the rows cannot tell.
     """
 
     axis: str
@@ -78,7 +77,6 @@ class CategoryLink:
     measures: Mapping[str, str]
     rivals: tuple[str, ...]
     correlations: tuple[DriftCorrelation, ...]
-    note: str = LIMIT
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""

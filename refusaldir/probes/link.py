@@ -85,11 +85,13 @@ class ProjectionHistogram:
 
     Attributes:
         edges: Ends of the bins, ascending, over both models' range.
-        counts: Prompts in each bin, by model and then by side, ``"harmful"`` or ``"harmless"``.
+        base: Prompts in each bin in base, by side: ``"harmful"`` and ``"harmless"``.
+        tuned: The same in tuned.
     """
 
     edges: tuple[float, ...]
-    counts: Mapping[str, Mapping[str, tuple[int, ...]]]
+    base: Mapping[str, tuple[int, ...]]
+    tuned: Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -296,16 +298,14 @@ def _histogram(z: FloatArray, side: BoolArray) -> ProjectionHistogram:
     low, high = float(z.min()), float(z.max())
     room = 0.5 if low == high else 0.0
     edges = np.linspace(low - room, high + room, _BINS + 1)
-    return ProjectionHistogram(
-        edges=tuple(edges.tolist()),
-        counts={
-            model: {
-                name: tuple(np.histogram(z[m][side == harmful], edges)[0].tolist())
-                for name, harmful in (("harmful", True), ("harmless", False))
-            }
-            for m, model in enumerate(("base", "tuned"))
-        },
+    base, tuned = (
+        {
+            name: tuple(np.histogram(own[side == harmful], edges)[0].tolist())
+            for name, harmful in (("harmful", True), ("harmless", False))
+        }
+        for own in z
     )
+    return ProjectionHistogram(edges=tuple(edges.tolist()), base=base, tuned=tuned)
 
 
 def _fits(unit: FloatArray, y: FloatArray, clusters: Clusters) -> tuple[FloatArray, FloatArray]:

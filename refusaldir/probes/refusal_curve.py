@@ -102,12 +102,17 @@ def refusal_curve(
         intercept=intercept,
         slope=slope,
         separable=apart,
-        z=tuple(grid.tolist()),
-        probability=tuple(expit(log_odds).tolist()),
-        lower=tuple(expit(log_odds - half).tolist()) if known else (),
-        upper=tuple(expit(log_odds + half).tolist()) if known else (),
+        z=_rounded(grid),
+        probability=_rounded(expit(log_odds)),
+        lower=_rounded(expit(log_odds - half)) if known else (),
+        upper=_rounded(expit(log_odds + half)) if known else (),
         note=note,
     )
+
+
+def _rounded(values: FloatArray) -> tuple[float, ...]:
+    """Six digits, which is more than a drawing shows."""
+    return tuple(float(f"{value:.6g}") for value in values)
 
 
 def _why_none(z: FloatArray, y: FloatArray) -> str:

@@ -9,13 +9,13 @@ nothing harmful and are left out.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
-from refusaldir.probes.category_link import CategoryLink, Measure, category_links
+from refusaldir.probes.category_link import LIMIT, CategoryLink, Measure, category_links
 from refusaldir.probes.link import LinkParts, MechanismLink, link_to_mechanism
 from refusaldir.probes.outcomes import is_refused
 from refusaldir.probes.run import FILES, ProbeRun
@@ -51,9 +51,16 @@ class PartLink:
     n_without_projection: int = 0
     note: str = ""
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return a JSON-ready dictionary."""
-        return {**asdict(self), "link": None if self.link is None else self.link.to_dict()}
+    def to_dict(self) -> dict[str, Any] | None:
+        """Return a JSON-ready dictionary; None where there is no link."""
+        if self.link is None:
+            return None
+        return {
+            **self.link.to_dict(),
+            "group_kind": self.group_kind,
+            "n_replies": self.n_replies,
+            "n_without_projection": self.n_without_projection,
+        }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,13 +87,22 @@ class RunLink:
             for name, part in self.parts.items()
             if part.link is not None
             for parts in part.link.axes
+            if parts.axis == "refusal" or name == "single"
         ]
-        said += [
-            f"How refusal hangs on the direction{_PARTS[name]} cannot be told: {part.note}."
+        said += [f"{reason}." for reason in self._reasons]
+        said += [_category_sentence(found) for found in self.categories]
+        if any(c.kendall.value is not None for f in self.categories for c in f.correlations):
+            said.append(f"{LIMIT[0].upper()}{LIMIT[1:]}.")
+        return tuple(said)
+
+    @property
+    def _reasons(self) -> list[str]:
+        """Why a part has no link."""
+        return [
+            f"How refusal hangs on the direction{_PARTS[name]} cannot be told: {part.note}"
             for name, part in self.parts.items()
             if part.link is None
         ]
-        return (*said, *(_category_sentence(found) for found in self.categories))
 
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
@@ -95,7 +111,8 @@ class RunLink:
             "direction": self.direction,
             "level": self.level,
             **{name: self.parts[name].to_dict() if name in self.parts else None for name in FILES},
-            "categories": {name: axes.get(name) for name in _AXES},
+            "categories": {"axes": {name: axes.get(name) for name in _AXES}, "note": LIMIT},
+            "note": "; ".join(self._reasons),
             "sentences": list(self.sentences),
         }
 
@@ -270,24 +287,24 @@ def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 def _split_sentence(parts: LinkParts, where: str, why: Sequence[str]) -> str:
     """The parts of one axis."""
     what = f"{_AXES[parts.axis]}{where}"
-    encoding, readout, residual = parts.encoding, parts.readout, parts.residual
-    if encoding.value is None or readout.value is None or residual.value is None:
+    observed, encoding, readout = parts.observed.value, parts.encoding, parts.readout
+    residual = parts.residual.value
+    if observed is None or encoding.value is None or readout.value is None or residual is None:
         return (
             f"How much of the change of {what} goes through the direction cannot be told: "
             f"{'; '.join(why) or encoding.note}."
         )
     return (
-        f"Of {what}, a change of {_points(parts.observed)} is, by what refusal hangs on in each "
-        f"model, {_points(encoding)} because prompts lie elsewhere along base's direction "
-        f"(encoding) and {_points(readout)} because the same place is answered otherwise "
-        f"(readout); {100 * residual.value:+.1f} is in neither.".replace("-", "−")
-    )
+        f"Of the change of {what} ({100 * observed:+.1f} points), {_points(encoding)} is encoding, "
+        f"prompts that lie elsewhere along base's direction, and {_points(readout)} is readout, "
+        f"another answer at the same place; {100 * residual:+.1f} is in neither."
+    ).replace("-", "−")
 
 
 def _points(estimate: Estimate) -> str:
-    """A change in points with its interval."""
+    """A part in points with its interval."""
     assert estimate.value is not None
-    text = f"{100 * estimate.value:+.1f} points"
+    text = f"{100 * estimate.value:+.1f}"
     if estimate.lower is None or estimate.upper is None:
         return f"{text} ({estimate.note})"
     ends = f"{100 * estimate.lower:+.1f} to {100 * estimate.upper:+.1f}"
@@ -307,4 +324,4 @@ def _category_sentence(found: CategoryLink) -> str:
         f"{c.measure} {c.kendall.value:+.2f} ({c.kendall.lower:+.2f} to {c.kendall.upper:+.2f})"
         for c in known
     ).replace("-", "−")
-    return f"Over {len(found.rows)} categories, Kendall's τ-b with {what}: {named}; {found.note}."
+    return f"Over {len(found.rows)} categories, Kendall's τ-b with {what}: {named}."

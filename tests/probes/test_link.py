@@ -235,7 +235,7 @@ def test_what_could_not_be_judged_is_left_out():
 def test_curves_are_of_their_intercept_and_slope():
     curve = link_to_mechanism(**pair(60, seed=7)).base
     z, p = np.array(curve.z), np.array(curve.probability)
-    assert p == pytest.approx(expit(curve.intercept.value + curve.slope.value * z), abs=1e-9)
+    assert p == pytest.approx(expit(curve.intercept.value + curve.slope.value * z), abs=1e-5)
     assert np.all(np.array(curve.lower) <= p) and np.all(p <= np.array(curve.upper))
     assert inside(curve.slope, SLOPE) and inside(curve.intercept, INTERCEPT)
 
@@ -361,7 +361,7 @@ def test_refusal_that_does_not_hang_on_the_projection_is_said():
 def test_the_histogram_counts_every_prompt_once():
     found = link_to_mechanism(**pair(40, seed=15))
     for model in ("base", "tuned"):
-        sides = found.histogram.counts[model]
+        sides = getattr(found.histogram, model)
         assert {side: sum(counts) for side, counts in sides.items()} == {
             "harmful": 40,
             "harmless": 40,

@@ -13,6 +13,7 @@ from refusaldir.probes.run import ProbeRun
 from refusaldir.probes.run_link import link_runs
 from refusaldir.records import Estimate
 from refusaldir.report.document import plain
+from refusaldir.report.schema import document_schema, first_violation
 
 
 def inside(estimate, value):
@@ -84,7 +85,7 @@ def test_escalations_are_split_by_turn_and_without_their_openings():
     assert not any("live mode" in note for note in frozen.link.notes)
     shift = [frozen.link.group("refusal", k).shift for k in (2, 3, 4)]
     assert all(inside(e, -0.8) for e in shift)
-    assert sum("escalations (live)" in s for s in found.sentences) == 2
+    assert sum("escalations (live)" in s for s in found.sentences) == 1
 
 
 def test_escalations_alone_have_no_categories():
@@ -112,6 +113,7 @@ def test_a_missing_projection_leaves_the_prompt_out_and_none_at_all_leaves_no_li
     one = link_runs(base, without[1])
     assert one.parts["single"].link is None and "in both models" in one.parts["single"].note
     assert "cannot be told: no prompt has a projection in both models." in one.sentences[0]
+    assert one.to_dict()["single"] is None and "in both models" in one.to_dict()["note"]
 
 
 def test_projections_on_other_directions_are_not_compared():
@@ -156,7 +158,7 @@ def test_categories_that_moved_more_lost_more():
     (shift,) = row.correlations
     assert shift.measure == "projection shift" and shift.kendall.lower > 0.2
     assert [r.category for r in row.rows] == [f"category {i}" for i in range(10)]
-    assert row.note == LIMIT and LIMIT in found.sentences[-2]
+    assert LIMIT[1:] in found.sentences[-1] and LIMIT == found.to_dict()["categories"]["note"]
 
 
 def test_measures_of_the_geometry_stand_beside_it():
@@ -193,3 +195,19 @@ def test_it_becomes_json_without_any_text():
     text = json.dumps(plain(link_runs(*runs(turns=3, categories=2)).to_dict()))
     assert "SECRET" not in text and "opening 1" not in text
     assert json.loads(text)["frozen"]["group_kind"] == "turn"
+
+
+def test_it_obeys_its_schema():
+    defs = document_schema("diff")["$defs"]
+    schema = {"$ref": "#/$defs/link", "$defs": defs}
+    base, tuned = runs(turns=3, categories=3)
+    for pair in (
+        (base, tuned),
+        (base, with_rows(tuned, lambda i, r: replace(r, label="compliance"))),
+        (base, with_rows(tuned, lambda i, r: replace(r, projection=None))),
+    ):
+        assert first_violation(plain(link_runs(*pair).to_dict()), schema) is None
+    assert (
+        first_violation({**plain(link_runs(base, tuned).to_dict()), "x": 1}, schema)
+        == "x is unknown"
+    )
