@@ -16,13 +16,14 @@ from refusaldir.directions.mean_diff import Direction
 from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.progress import ProgressFn, counter, silent
 from refusaldir.pipeline.splits import Indices, held_out
+from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import HARMFUL, HARMLESS, Estimate, content_hash
 from refusaldir.statistics import proportion
 
 if TYPE_CHECKING:
     from refusaldir.hooks import Intervention
     from refusaldir.models.bridge import HookedModel
-    from refusaldir.prompts.render import RenderedSet
+    from refusaldir.probes.model_host import ModelHost
 
 CLEAN, ABLATED, ADDED = "clean", "ablated", "added"
 
@@ -80,8 +81,9 @@ def check_direction(
         ("harmful", HARMFUL, ABLATED, ablation),
         ("harmless", HARMLESS, ADDED, addition),
     ):
-        rendered = material.rendered.take(rows[labels[rows] == label].tolist())
-        ask = _Asking(model, rendered, folder, max_new_tokens, batch_size, progress)
+        asked = material.prompts(rows[labels[rows] == label])
+        host = material.host(model, batch_size)
+        ask = _Asking(host, asked, folder, max_new_tokens, progress)
         clean = ask(f"{side} {CLEAN}", None, None)
         changed = ask(f"{side} {name}", make(direction), direction)
         random = [ask(f"{side} {name} random {i + 1}", make(d), d) for i, d in enumerate(chance)]
@@ -94,16 +96,14 @@ class _Asking:
 
     def __init__(
         self,
-        model: "HookedModel",
-        rendered: "RenderedSet",
+        host: "ModelHost",
+        prompts: PromptSet,
         folder: Path,
         max_new_tokens: int,
-        batch_size: int | None,
         progress: ProgressFn,
     ) -> None:
-        self._model, self._rendered, self._folder = model, rendered, folder
-        self._max_new_tokens, self._batch_size = max_new_tokens, batch_size
-        self._progress = progress
+        self._host, self._prompts, self._folder = host, prompts, folder
+        self._max_new_tokens, self._progress = max_new_tokens, progress
 
     def __call__(
         self, stage: str, change: "Intervention | None", direction: Direction | None
@@ -111,20 +111,20 @@ class _Asking:
         from refusaldir.hooks import intervene
         from refusaldir.probes.measure import measure
         from refusaldir.probes.outcomes import is_refused
+        from refusaldir.probes.plan import SamplingPlan
 
         # The vector is part of the name: responses made with another one are not taken for it.
         parts = stage.split()
         if direction is not None:
             parts.append(content_hash(direction.vector.tolist())[:8])
-        with intervene(self._model, *([] if change is None else [change])):
+        with intervene(self._host.hooked, *([] if change is None else [change])):
             answers = measure(
-                self._model,
-                self._rendered,
-                max_new_tokens=self._max_new_tokens,
-                batch_size=self._batch_size,
+                self._host,
+                self._prompts,
+                SamplingPlan(max_new_tokens=self._max_new_tokens),
                 path=self._folder / f"check-{'-'.join(parts)}.jsonl",
                 force=True,
-                on_batch=counter(self._progress, f"Check {stage}", len(self._rendered)),
+                on_rows=counter(self._progress, f"Check {stage}", len(self._prompts)),
             )
         outcomes = [is_refused(row.label) for row in answers.rows]
         judged = [outcome for outcome in outcomes if outcome is not None]

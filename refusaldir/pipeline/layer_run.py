@@ -129,7 +129,8 @@ class LayerRun:
             rows = self.along.split.at_most(_READ_OFF, self.material.labels, self.asked.seed)
             found = refusal_tokens(
                 self.pair.model,
-                self.material.rendered.take(rows.validation.tolist()),
+                self.material,
+                rows.validation,
                 Criteria(refusal_tokens=self.asked.refusal_tokens, seed=self.asked.seed),
                 self.folder / RESPONSES,
                 batch_size=self.asked.batch_size,

@@ -12,10 +12,13 @@ from numpy.typing import NDArray
 from refusaldir.directions.reader import read_site
 from refusaldir.errors import CaptureMismatchError
 from refusaldir.pipeline.plan import Plan, Rendering
+from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import Provenance, Site
 from refusaldir.store import Capture, peek
 
 if TYPE_CHECKING:
+    from refusaldir.models.bridge import HookedModel
+    from refusaldir.probes.model_host import ModelHost
     from refusaldir.prompts.render import RenderedSet
 
 
@@ -27,16 +30,20 @@ class Material:
         path: The capture.
         provenance: What decided its values.
         rendered: Its prompts as tokens, in the order of the capture.
+        rendering: How they became that.
     """
 
     path: Path
     provenance: Provenance
     rendered: "RenderedSet"
+    rendering: Rendering
 
     @classmethod
     def of_plan(cls, plan: Plan, path: Path) -> "Material":
         """The capture that a plan made."""
-        return cls(path=path, provenance=peek(path), rendered=plan.rendered)
+        return cls(
+            path=path, provenance=peek(path), rendered=plan.rendered, rendering=plan.rendering
+        )
 
     @classmethod
     def of_capture(cls, path: Path, tokenizer: Any, template: str | None = None) -> "Material":
@@ -62,7 +69,7 @@ class Material:
                 where=path,
                 next_step="Give the --template it was made with, or extract it again",
             )
-        return cls(path=path, provenance=provenance, rendered=rendered)
+        return cls(path=path, provenance=provenance, rendered=rendered, rendering=rendering)
 
     @property
     def labels(self) -> NDArray[np.int64]:
@@ -78,6 +85,17 @@ class Material:
         """
         with Capture.open(self.path) as capture:
             return read_site(capture, site)
+
+    def prompts(self, rows: Sequence[int] | NDArray[np.int64]) -> PromptSet:
+        """Some of the prompts, in the order given."""
+        return self.rendered.take([int(i) for i in rows]).prompts
+
+    def host(self, model: "HookedModel", batch_size: int | None) -> "ModelHost":
+        """Its model as a host of replies, prompts rendered as they were for the capture."""
+        from refusaldir.probes.model_host import ModelHost
+
+        renderer = self.rendering.renderer(model.tokenizer)
+        return ModelHost(hooked=model, renderer=renderer, batch_size=batch_size)
 
     def ids(self, rows: Sequence[int] | NDArray[np.int64]) -> list[tuple[int, ...]]:
         """Token ids of some prompts."""

@@ -211,7 +211,10 @@ class Measurement:
 
     def _respond(self, arm: Arm, model: "HookedModel") -> "Behaviour":
         """Generate and score; the base's refusal tokens serve both arms."""
+        from refusaldir.probes.host import Along
         from refusaldir.probes.measure import measure
+        from refusaldir.probes.model_host import ModelHost
+        from refusaldir.probes.plan import SamplingPlan
         from refusaldir.probes.refusal_tokens import RefusalTokens, given_refusal_tokens
 
         tokens = None
@@ -225,14 +228,17 @@ class Measurement:
         asked = self.prompts.select(split="test") or self.prompts
         folder = self.base_folder if arm.role == "base" else self.folder
         found = measure(
-            model,
-            self._render(model, asked),
-            refusal_tokens=tokens,
-            max_new_tokens=self.max_new_tokens,
-            batch_size=self.batch_size,
+            ModelHost(
+                hooked=model,
+                renderer=self.rendering.renderer(model.tokenizer),
+                batch_size=self.batch_size,
+            ),
+            asked,
+            SamplingPlan(max_new_tokens=self.max_new_tokens),
+            along=Along(tokens=tokens),
             path=folder / f"responses-{arm.role}.jsonl",
             force=self.force,
-            on_batch=counter(self.progress, f"Respond {arm.role}", len(asked)),
+            on_rows=counter(self.progress, f"Respond {arm.role}", len(asked)),
         )
         if arm.role == "base":
             self.known.behaviour = found

@@ -65,11 +65,13 @@ class Plan:
 
     Attributes:
         rendered: The prompts as tokens.
+        rendering: How they became that.
         provenance: What decides the values.
         batch_size: Prompts a batch, or None.
     """
 
     rendered: "RenderedSet"
+    rendering: Rendering
     provenance: Provenance
     batch_size: int | None = None
 
@@ -106,7 +108,9 @@ class Plan:
             versions=versions(),
             created=datetime.now(timezone.utc).isoformat(timespec="seconds"),
         )
-        return cls(rendered=rendered, provenance=provenance, batch_size=batch_size)
+        return cls(
+            rendered=rendered, rendering=rendering, provenance=provenance, batch_size=batch_size
+        )
 
     def run(
         self,

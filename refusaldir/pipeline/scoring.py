@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from refusaldir.directions.candidates import CausalChoice
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.refusal_tokens import RefusalTokens
-    from refusaldir.prompts.render import RenderedSet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -99,7 +98,8 @@ def searched(material: Material, criteria: Criteria) -> tuple[int, ...]:
 
 def refusal_tokens(
     model: "HookedModel",
-    rendered: "RenderedSet",
+    material: Material,
+    rows: Indices,
     criteria: Criteria,
     path: Path,
     *,
@@ -111,7 +111,8 @@ def refusal_tokens(
 
     Args:
         model: The model.
-        rendered: The prompts.
+        material: Its capture and prompts.
+        rows: The prompts that are asked.
         criteria: Names the tokens, or says how long the responses are that they are read off.
         path: Where the responses are written.
         batch_size: Prompts a batch; None finds a good size by itself.
@@ -122,16 +123,16 @@ def refusal_tokens(
         RefusaldirError: As `refusaldir.probes.measure.measure` says, or a token that is none.
     """
     from refusaldir.probes.measure import measure
+    from refusaldir.probes.plan import SamplingPlan
     from refusaldir.probes.refusal_tokens import given_refusal_tokens
 
     if criteria.refusal_tokens:
         return given_refusal_tokens(model.tokenizer, criteria.refusal_tokens)
     return measure(
-        model,
-        rendered,
-        max_new_tokens=criteria.max_new_tokens,
-        batch_size=batch_size,
+        material.host(model, batch_size),
+        material.prompts(rows),
+        SamplingPlan(max_new_tokens=criteria.max_new_tokens),
         path=path,
         force=force,
-        on_batch=counter(progress, "Respond", len(rendered)),
+        on_rows=counter(progress, "Respond", len(rows)),
     ).refusal_tokens

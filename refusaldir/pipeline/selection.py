@@ -153,7 +153,8 @@ def select_on(
     scored = split.at_most(criteria.validation, labels, criteria.seed).validation
     tokens = refusal_tokens(
         model,
-        material.rendered.take(scored.tolist()),
+        material,
+        scored,
         criteria,
         folder / "responses.jsonl",
         batch_size=batch_size,

@@ -68,7 +68,9 @@ class Patience:
 
 
 def chat_address(url: str) -> str:
-    """Full address of the chat route of a server given with or without ``/v1`` and the route.
+    """Full address of the chat route of a server given with or without the route.
+
+    ``/v1`` is added where the address has no path; others, such as ``/api/v3``, stay.
 
     Raises:
         ProbeError: It is no address, or one that holds a password or a query.
@@ -80,7 +82,7 @@ def chat_address(url: str) -> str:
             got = "an address with a password or a query"  # Not shown: it may be a secret.
         elif parsed.scheme in ("http", "https") and parsed.host:
             base = url.rstrip("/").removesuffix("/" + _ROUTE)
-            return f"{base if base.endswith('/v1') else base + '/v1'}/{_ROUTE}"
+            return f"{base if httpx.URL(base).path.strip('/') else base + '/v1'}/{_ROUTE}"
     except httpx.InvalidURL:
         pass
     raise ProbeError(

@@ -44,6 +44,8 @@ class Endpoint:
         first_tokens: Whether to ask for the first token's text (by ``logprobs``, which not every
             server takes).
         extra: Further fields of every request, e.g. ``{"top_p": 1.0}``.
+        system: System message of conversations that have none of their own; None leaves that to
+            the server's template.
     """
 
     url: str
@@ -52,6 +54,7 @@ class Endpoint:
     patience: Patience = field(default_factory=Patience)
     first_tokens: bool = False
     extra: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    system: str | None = None
 
     def __post_init__(self) -> None:
         """Check every field."""
@@ -61,9 +64,13 @@ class Endpoint:
         if self.concurrency < 1:
             raise ProbeError("concurrency must be at least 1", got=self.concurrency)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a reader should know of where replies come from, JSON-ready."""
-        return {"url": chat_address(self.url), "model": self.model, "extra": dict(self.extra)}
+    def messages(self, conversation: Conversation) -> list[dict[str, str]]:
+        """The messages of a request."""
+        own = [] if self.system is None or conversation[0].role == "system" else [self.system]
+        return [
+            *({"role": "system", "content": text} for text in own),
+            *(turn.to_dict() for turn in conversation),
+        ]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +94,7 @@ class ChatRequest:
         fields: dict[str, Any] = {
             **endpoint.extra,
             "model": endpoint.model,
-            "messages": [turn.to_dict() for turn in self.conversation],
+            "messages": endpoint.messages(self.conversation),
             "max_tokens": self.max_new_tokens,
             "temperature": self.temperature,
         }

@@ -84,7 +84,7 @@ def play(
     rounds = range(1, max(lengths, default=0) + 1)
     for numbers in [rounds] if mode == "frozen" else [[number] for number in rounds]:
         asked = {
-            (prompt.id, number): _messages(prompt, number, mode, replies)
+            (prompt.id, number): conversation_at(prompt, number, mode, replies)
             for prompt, length in zip(prompts, lengths, strict=True)
             for number in numbers
             if number <= length
@@ -204,10 +204,17 @@ def _complied(label: str) -> bool | None:
     return None if refused is None else not refused
 
 
-def _messages(
+def conversation_at(
     prompt: Prompt, number: int, mode: Mode, replies: Mapping[TurnKey, Reply]
 ) -> tuple[Turn, ...]:
-    """The conversation up to a user turn."""
+    """The conversation up to a user turn.
+
+    Args:
+        prompt: The escalation.
+        number: Number of the user turn, from 1.
+        mode: Where the assistant's earlier turns come from.
+        replies: What it said, for mode live.
+    """
     out: list[Turn] = []
     user = 0
     for turn in prompt.turns:

@@ -21,6 +21,9 @@ class Reply:
         n_tokens: Tokens it took; None when that is not known. A server may count the stop token.
         first_token: Its first token, by id in process and by text from a server; None when the
             reply is empty or the server does not say.
+        score: Refusal score of the prompt in nats, where refusal tokens were given.
+        projection: Projection of the prompt on the unit direction, in units of the residual
+            stream, where a direction was given.
     """
 
     text: str
@@ -28,6 +31,8 @@ class Reply:
     reason: str = ""
     n_tokens: int | None = None
     first_token: int | str | None = None
+    score: float | None = None
+    projection: float | None = None
 
 
 #: Called with the index of a conversation and its reply, as soon as that is there.

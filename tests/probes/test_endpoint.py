@@ -307,7 +307,7 @@ def test_the_key_is_told_to_nobody(serve, monkeypatch, caplog):
     with pytest.raises(ProbeError, match=r"not accept the API key.*bad key \*\*\*") as caught:
         ask(endpoint(server), requests(1))
     assert server.seen[0][1]["Authorization"] == "Bearer sk-secret"
-    assert "secret" not in str(caught.value) + caplog.text + repr(endpoint(server).to_dict())
+    assert "secret" not in str(caught.value) + caplog.text + repr(endpoint(server))
     monkeypatch.setenv(KEY_VARIABLE, "sk-sécret")
     with pytest.raises(ProbeError, match="cannot be sent") as caught:
         ask(endpoint(server), requests(1))
@@ -352,7 +352,11 @@ def test_respond_draws_a_seed_for_each_conversation(serve):
 )
 def test_addresses(url):
     assert chat_address(url) == "http://h:8000/v1/chat/completions"
-    assert Endpoint(url=url, model="m").to_dict()["url"] == chat_address(url)
+
+
+def test_paths_of_other_providers_stay():
+    assert chat_address("https://h/api/v3/") == "https://h/api/v3/chat/completions"
+    assert chat_address("https://h/v1beta/openai") == "https://h/v1beta/openai/chat/completions"
 
 
 @pytest.mark.parametrize(
