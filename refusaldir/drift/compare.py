@@ -11,6 +11,7 @@ from refusaldir.directions.site import SiteChoice, choose_sites, fold_count, no_
 from refusaldir.drift.comparable import Comparable, require_comparable
 from refusaldir.drift.context import ContextWalk
 from refusaldir.drift.contrasts import Contrasts, Design
+from refusaldir.drift.geometry_view import GeometryView, geometry_view
 from refusaldir.drift.harmfulness import HarmfulnessDrift, harmfulness_drift
 from refusaldir.drift.layer import layer_drift
 from refusaldir.drift.layer_result import LayerDrift
@@ -18,6 +19,7 @@ from refusaldir.drift.ranking import RANKING_RULE, rank_layers
 from refusaldir.drift.result import MARGINS, DriftResult, Margins, SiteRotation
 from refusaldir.drift.rotation import rotation, shrinkage
 from refusaldir.drift.verdict import findings, question_level, sentences
+from refusaldir.errors import DirectionError
 from refusaldir.records import HARMFUL, Site
 from refusaldir.statistics import Deviations
 
@@ -166,6 +168,7 @@ def compare(
         margins=margins,
         harmfulness=apart,
         context=walk.result(choice.site, x, y),
+        views=_views(pair, choice.site, x, y),
         deviations=own,
         notes=tuple(notes),
         n_prompts=len(labels),
@@ -178,6 +181,20 @@ def compare(
         tuned=tuned.provenance,
         methods=_METHODS,
     )
+
+
+def _views(
+    pair: Comparable, site: Site, base: FloatArray, tuned: FloatArray
+) -> tuple[GeometryView, ...]:
+    """Both models in a plane, along base's direction and along its main components."""
+    ids = [prompt.id for prompt in pair.base.prompts]
+    try:
+        return tuple(
+            geometry_view(base, tuned, pair.base.labels, ids, site=site, method=method)
+            for method in ("direction", "pca")
+        )
+    except DirectionError:  # base has no signal here, or its prompts lie on one line
+        return ()
 
 
 def _rounding(base: CaptureReader, tuned: CaptureReader) -> float:

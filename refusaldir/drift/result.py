@@ -10,6 +10,7 @@ from refusaldir.records import Estimate, Provenance, Site
 
 if TYPE_CHECKING:
     from refusaldir.drift.context import Context
+    from refusaldir.drift.geometry_view import GeometryView
     from refusaldir.drift.harmfulness import HarmfulnessDrift
     from refusaldir.statistics import Deviations
 
@@ -110,6 +111,7 @@ class DriftResult:
         harmfulness: The last instruction token beside the refusal site; None where it was not
             captured or carries no signal.
         context: What the figures are to be held against.
+        views: Both models' prompts in a plane, at the chosen site.
         deviations: What the variance of the corrected cosine at the site is made of, for bands
             over several comparisons; None when it is not estimable. Not part of the document.
     """
@@ -135,6 +137,7 @@ class DriftResult:
     margins: Margins = MARGINS
     harmfulness: "HarmfulnessDrift | None" = None
     context: "Context | None" = None
+    views: "tuple[GeometryView, ...]" = ()
     deviations: "Deviations | None" = None
 
     @property
@@ -158,6 +161,7 @@ class DriftResult:
             "margins": asdict(self.margins),
             "context": None if self.context is None else self.context.to_dict(),
             "harmfulness": None if self.harmfulness is None else self.harmfulness.to_dict(),
+            "views": [view.to_dict() for view in self.views],
             "n_prompts": self.n_prompts,
             "n_harmful": self.n_harmful,
             "n_harmless": self.n_harmless,
