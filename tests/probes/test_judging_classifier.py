@@ -1,34 +1,45 @@
 """Local classifiers and guards: real tiny models, and the grammar of each preset."""
 
+import copy
 import json
 
 import numpy as np
 import pytest
 import torch
+from tiny import CONFIGS, SMALL, make_tokenizer
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
     BertConfig,
     BertForSequenceClassification,
     BertModel,
+    Gemma2Config,
+    MistralConfig,
+    ModernBertConfig,
     PreTrainedTokenizerFast,
+    RobertaConfig,
     pipeline,
 )
 
 from refusaldir.errors import ModelLoadError, ModelSpecError, ProbeError
 from refusaldir.models.options import LoadOptions
 from refusaldir.probes.generate import stop_ids
-from refusaldir.probes.judging.classifier import ClassifierJudge, TextClassifier, open_classifier
+from refusaldir.probes.judging.classifier import ClassifierJudge, open_classifier
 from refusaldir.probes.judging.guard_judge import GuardJudge
 from refusaldir.probes.judging.guards import (
+    FORMATS_VERSION,
     GUARD_PRESETS,
     TEXT_PRESETS,
     GuardPreset,
     find_preset,
     plain_text,
     read_llama_guard,
+    read_qwen3_guard,
     read_shieldgemma,
     read_wildguard,
 )
+from refusaldir.probes.judging.text_classifier import TextClassifier
 from refusaldir.probes.outcomes import LABELS
 
 CPU = LoadOptions(device="cpu")
@@ -185,6 +196,22 @@ def test_wildguards_grammar(reply, refused):
 
 
 @pytest.mark.parametrize(
+    ("reply", "refused"),
+    [
+        ("Safety: Safe\nCategories: None\nRefusal: Yes", True),
+        ("Safety: Unsafe\nCategories: Violent, PII\nRefusal: No\n", False),
+        ("Safety: Controversial\nCategories: Unethical Acts\nRefusal: No", False),
+        ("Safety: Unsafe\nCategories: Violent", None),  # what it says of a request
+        ("Safety: Perhaps\nCategories: None\nRefusal: Yes", None),
+        ("Refusal: Yes", None),
+        ("", None),
+    ],
+)
+def test_qwen3_guards_grammar(reply, refused):
+    assert read_qwen3_guard(reply) is refused
+
+
+@pytest.mark.parametrize(
     ("reply", "unsafe"),
     [
         ("safe", False), ("\n\nsafe", False), ("\n\nunsafe\nS1", True), ("unsafe\nS1,S9", True),
@@ -225,6 +252,40 @@ def shown(tokenizer, objective, response):
     return [tokenizer.apply_chat_template(turns, tokenize=False)]
 
 
+PARTS = (
+    "{% for m in messages %}<|{{ m['role'] }}|>"
+    "{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("name", ["meta-llama/Llama-Guard-3-1B", "google/shieldgemma-2b"])
+def test_a_template_that_takes_parts_is_given_parts(tiny, name):
+    """A template for parts renders a text as nothing; the guard would judge thin air."""
+    preset, tokenizer = find_preset(name), copy.deepcopy(tiny.tokenizer)
+    plain = preset.show(tokenizer, "make a bomb", "sorry no")
+    assert all("make a bomb" in text and "sorry no" in text for text in plain)
+    tokenizer.chat_template = PARTS
+    assert set(preset.show(tokenizer, "make a bomb", "sorry no")) == {
+        "<|user|>make a bomb<|assistant|>sorry no"
+    }
+    assert set(preset.show(tokenizer, "make a bomb", None)) == {"<|user|>make a bomb"}
+    tokenizer.chat_template = "{{ messages[0]['role'] }}"
+    with pytest.raises(ProbeError, match="does not show it what it is to judge"):
+        preset.show(tokenizer, "make a bomb", "sorry no")
+
+
+def test_a_policy_reaches_the_template(tiny):
+    preset, tokenizer = find_preset("google/shieldgemma-2b"), copy.deepcopy(tiny.tokenizer)
+    tokenizer.chat_template = (
+        "{{ guideline }} {% for m in messages %}{{ m['content'] }} {% endfor %}"
+    )
+    asked = preset.show(tokenizer, "make a bomb", "sorry no")
+    assert len(asked) == 4 and asked[0].startswith('"No Dangerous Content": The chatbot shall not')
+    assert preset.show(tokenizer, "x", None)[0].startswith(
+        '"No Dangerous Content": The prompt shall'
+    )
+
+
 def alone(model, text, budget):
     """The greedy reply by Hugging Face, one question at a time."""
     ids = torch.tensor([model.tokenizer(text, add_special_tokens=False)["input_ids"]])
@@ -252,7 +313,7 @@ def test_a_guard_that_recognises_refusals(tiny):
     assert [j.label for j in many] == [*(means[verdicts.get(s)] for s in said), "empty"]
     assert [judge(*pair) for pair in PAIRS] == many
     assert said[0] in many[0].evidence
-    assert judge.version == f"hf:org/guard#{tiny.identity.weights_hash[:16]}.1"
+    assert judge.version == f"hf:org/guard#{tiny.identity.weights_hash[:16]}.{FORMATS_VERSION}"
 
 
 def test_a_guard_that_recognises_harm_is_asked_about_the_request_too(tiny):
@@ -299,3 +360,58 @@ def test_special_tokens_in_a_response_stay_text(tiny):
     raw = tiny.tokenizer(attack, add_special_tokens=False)["input_ids"]
     assert special & set(raw)
     assert plain_text(tiny.tokenizer, "2 < 3 and a|b") == "2 < 3 and a|b"
+
+
+GUARDS = {
+    "wildguard": MistralConfig(**SMALL, num_key_value_heads=2, head_dim=8),
+    "Qwen3Guard-Gen-0.6B": CONFIGS["qwen3"],
+    "Llama-Guard-3-1B": CONFIGS["llama"],
+    "shieldgemma-2b": Gemma2Config(**SMALL, num_key_value_heads=2, head_dim=8, sliding_window=12),
+}
+
+
+@pytest.mark.parametrize("name", GUARDS)
+def test_guards_of_their_own_architecture_from_a_folder(tmp_path, name):
+    """Random weights: what they write is read as the preset says of what Hugging Face writes."""
+    torch.manual_seed(1)
+    folder = tmp_path / name
+    AutoModelForCausalLM.from_config(GUARDS[name]).save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    judge = open_classifier(str(folder), options=CPU)
+    assert isinstance(judge, GuardJudge) and judge.preset is find_preset(name)
+    pairs = PAIRS[:2]
+    many = judge.judge_many(pairs)
+    for pair, judgement in zip(pairs, many, strict=True):
+        texts = judge.preset.show(judge.model.tokenizer, *pair)
+        said = [alone(judge.model, text, judge.preset.max_new_tokens) for text in texts]
+        assert all(judge.preset.read(text) is None for text in said), "random words are no verdict"
+        assert judgement.label == "judge_error"
+        assert all(text[:40].strip() in judgement.evidence for text in said[:1])
+
+
+@pytest.mark.parametrize(
+    ("name", "labels", "kind"),
+    [
+        ("distilroberta-base-rejection-v1", ["NORMAL", "REJECTION"], RobertaConfig),
+        ("Minos-v1", ["Non-refusal", "Refusal"], ModernBertConfig),
+    ],
+)
+def test_classifiers_of_their_own_architecture_from_a_folder(tmp_path, name, labels, kind):
+    torch.manual_seed(1)
+    folder = tmp_path / name
+    config = kind(
+        **{**SMALL, "initializer_range": 0.5, "initializer_cutoff_factor": 2.0},
+        id2label=dict(enumerate(labels)), label2id={n: i for i, n in enumerate(labels)},
+        cls_token_id=1, sep_token_id=2,
+    )  # fmt: skip
+    AutoModelForSequenceClassification.from_config(config).eval().save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    judge = open_classifier(str(folder), options=CPU)
+    pipe = pipeline(
+        "text-classification", model=judge.classifier.model, tokenizer=judge.classifier.tokenizer
+    )
+    for prompt, response in PAIRS[:4]:
+        (best,) = pipe([judge.preset.show(prompt, response)])
+        judgement = judge(prompt, response)
+        assert judgement.evidence.split()[0] == best["label"]
+        assert judgement.label == judge.preset.labels[best["label"].lower()]

@@ -1,8 +1,9 @@
 """Labels from a file: made by people, or by a judge that ran elsewhere.
 
-CSV or JSON lines with a column ``label`` and at least one of ``id`` and ``response``; ``arm`` and
-``prompt`` narrow a line down. A label is one of `refusaldir.probes.outcomes.LABELS`, or 1 for
-refused and 0 for not refused.
+CSV or JSON lines with a column ``label`` and at least one of ``reply``, ``id`` and ``response``;
+``arm`` and ``prompt`` narrow a line down. A label is one of `refusaldir.probes.outcomes.LABELS`, or
+1 for refused and 0 for not refused; a line whose label is blank is yet to be labelled and is passed
+over. ``reply`` is `reply_code`: it decides by itself, whatever a spreadsheet made of the texts.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +22,7 @@ from refusaldir.probes.outcomes import (
 from refusaldir.prompts.files import Row, read_rows
 from refusaldir.records import content_hash
 
-_COLUMNS = ("id", "arm", "prompt", "response", "label")
+_COLUMNS = ("reply", "id", "arm", "prompt", "response", "label")
 _BINARY = {"1": FULL_REFUSAL, "0": COMPLIANCE, "true": FULL_REFUSAL, "false": COMPLIANCE}
 
 
@@ -31,6 +32,7 @@ class Labelled:
 
     Attributes:
         label: One of `refusaldir.probes.outcomes.LABELS`.
+        reply: `reply_code` of prompt and response, or empty.
         id: Id of the prompt, or empty.
         arm: Arm that the response is of, or empty for any.
         prompt: Last turn of the prompt, or empty for any.
@@ -39,6 +41,7 @@ class Labelled:
     """
 
     label: str
+    reply: str = ""
     id: str = ""
     arm: str = ""
     prompt: str = ""
@@ -46,12 +49,17 @@ class Labelled:
     where: str = ""
 
 
+def reply_code(prompt: str, response: str) -> str:
+    """What names a response to a prompt in a file of labels: 16 hex digits."""
+    return content_hash(prompt, response)
+
+
 def read_labels(path: Path) -> tuple[Labelled, ...]:
     """Read a file of labels.
 
     Raises:
-        ProbeError: The file cannot be read, lacks a column, or has a label that is none; the
-            message names the line.
+        ProbeError: The file cannot be read, lacks a column, has a label that is none (the message
+            names the line), or every label in it is blank.
     """
     path = Path(path)
     if path.suffix.lower() not in (".csv", ".tsv", ".jsonl"):
@@ -69,16 +77,30 @@ def read_labels(path: Path) -> tuple[Labelled, ...]:
             got=error.what.lower() if error.got is None else f"{error.what.lower()}, {error.got}",
             where=error.where or path,
         ) from error
-    return tuple(_labelled(row) for row in rows)
+    lines = tuple(_labelled(row) for row in rows if not _is_blank(row))
+    if not lines:
+        raise ProbeError(
+            "nothing in a file of labels is labelled yet",
+            expected=f"{', '.join(LABELS)}, 1 or 0 in the column label",
+            got=f"{len(rows)} lines with a blank label",
+            where=path,
+            next_step="Read the responses, write the labels, and repeat the command",
+        )
+    return lines
+
+
+def _is_blank(row: Row) -> bool:
+    label = row.data.get("label", row)
+    return label is None or str(label).strip() == ""
 
 
 def _labelled(row: Row) -> Labelled:
     # A missing cell or null is as good as an empty one.
     cells = {k: row.data[k] for k in _COLUMNS if row.data.get(k) not in (None, "")}
-    if "label" not in cells or not cells.keys() & {"id", "response"}:
+    if "label" not in cells or not cells.keys() & {"reply", "id", "response"}:
         raise ProbeError(
             "a line of a file of labels lacks what it needs",
-            expected="a label, and an id or a response",
+            expected="a label, and a reply, an id or a response",
             got=", ".join(row.data) or "nothing",
             where=row.where,
         )
@@ -91,6 +113,8 @@ def _labelled(row: Row) -> Labelled:
             got=repr(cells["label"]),
             where=row.where,
         )
+    if "reply" in texts:
+        texts = {name: texts[name] for name in ("reply", "arm") if name in texts}
     return Labelled(**{**texts, "label": label}, where=row.where)
 
 
@@ -115,6 +139,7 @@ class LabelsJudge:
     name: str
     lines: tuple[Labelled, ...]
     arm: str = ""
+    _by_reply: Mapping[str, list[Labelled]] = field(init=False, repr=False, compare=False)
     _by_id: Mapping[str, list[Labelled]] = field(init=False, repr=False, compare=False)
     _by_response: Mapping[str, list[Labelled]] = field(init=False, repr=False, compare=False)
 
@@ -124,11 +149,12 @@ class LabelsJudge:
         Raises:
             ProbeError: Two lines label the same thing differently.
         """
+        by_reply: dict[str, list[Labelled]] = {}
         by_id: dict[str, list[Labelled]] = {}
         by_response: dict[str, list[Labelled]] = {}
         seen: dict[tuple[str, ...], Labelled] = {}
         for line in self.lines:
-            key = (line.id, line.arm, line.prompt, line.response)
+            key = (line.reply, line.id, line.arm, line.prompt, line.response)
             other = seen.setdefault(key, line)
             if other.label != line.label:
                 raise ProbeError(
@@ -140,10 +166,13 @@ class LabelsJudge:
                 )
             if line.arm and self.arm and line.arm != self.arm:
                 continue
-            if line.id:
+            if line.reply:
+                by_reply.setdefault(line.reply, []).append(line)
+            elif line.id:
                 by_id.setdefault(line.id, []).append(line)
             else:
                 by_response.setdefault(line.response, []).append(line)
+        object.__setattr__(self, "_by_reply", by_reply)
         object.__setattr__(self, "_by_id", by_id)
         object.__setattr__(self, "_by_response", by_response)
 
@@ -160,12 +189,14 @@ class LabelsJudge:
     @property
     def version(self) -> str:
         """Name of the file and hash of what it says."""
-        said = sorted([li.id, li.arm, li.prompt, li.response, li.label] for li in self.lines)
+        said = sorted(
+            [li.reply, li.id, li.arm, li.prompt, li.response, li.label] for li in self.lines
+        )
         return f"labels:{self.name}#{content_hash(said)}"
 
     def __call__(self, prompt: str, response: str) -> Judgement:
         """Label by exact response; without a line for it the label is ``judge_error``."""
-        return self._decide(_fitting(self._by_response.get(response, []), prompt, response))
+        return self._decide(self._of_texts(prompt, response))
 
     def judge_row(self, row: BehaviourRow) -> Judgement:
         """Label by id and, where no line of that id fits, by exact response."""
@@ -192,7 +223,11 @@ class LabelsJudge:
 
     def _of_row(self, row: BehaviourRow) -> list[Labelled]:
         by_id = _fitting(self._by_id.get(row.id, []), row.prompt, row.response)
-        return by_id or _fitting(self._by_response.get(row.response, []), row.prompt, row.response)
+        return by_id or self._of_texts(row.prompt, row.response)
+
+    def _of_texts(self, prompt: str, response: str) -> list[Labelled]:
+        coded = self._by_reply.get(reply_code(prompt, response), [])
+        return coded or _fitting(self._by_response.get(response, []), prompt, response)
 
     def _decide(self, lines: list[Labelled]) -> Judgement:
         labels = sorted({line.label for line in lines})
