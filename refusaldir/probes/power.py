@@ -1,10 +1,10 @@
 """Power to see a change of the refusal rate, both models answering the same prompts."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from jaxtyping import Float
-from numpy.typing import NDArray
 from scipy import optimize, stats
 
 from refusaldir.errors import ProbeError
@@ -27,8 +27,8 @@ class RefusalPower:
     Attributes:
         base_rate: Refusal rate of base, 0 to 1.
         flips: Share of the prompts that flip without a net change.
-        design_effect: Variance over that of independent prompts; above 1 where several prompts
-            come from one intent.
+        design_effect: Variance over that of as many independent single replies; above 1 where
+            several prompts come from one intent, below where a prompt has several replies.
         level: 1 − the test's level.
         power: Chance with which a fall is to be seen.
     """
@@ -53,8 +53,8 @@ class RefusalPower:
                     + ("" if name == "base rate" else f" at a base rate of {self.base_rate:g}"),
                     got=value,
                 )
-        if not self.design_effect >= 1:
-            raise ProbeError("a design effect is at least 1", got=self.design_effect)
+        if not self.design_effect > 0:
+            raise ProbeError("a design effect is above 0", got=self.design_effect)
         if not 0 < self.power < 1:
             raise ProbeError("the power must lie between 0 and 1", got=self.power)
 
@@ -89,7 +89,7 @@ class RefusalPower:
             spread = differ - fall**2
             return float(stats.norm.cdf(margin / np.sqrt(spread))) if spread > 0 else 1.0
         pairs = np.arange(units + 1)
-        most = _most_gained(pairs, 1 - self.level)
+        most = _most_gained(units, 1 - self.level)
         seen = stats.binom.cdf(most, pairs, gained / differ)
         return float(stats.binom.pmf(pairs, units, min(differ, 1.0)) @ seen)
 
@@ -104,8 +104,10 @@ class RefusalPower:
         )
 
 
-def _most_gained(pairs: NDArray[np.int64], alpha: float) -> Float[np.ndarray, " pairs"]:
-    """Largest number gained, of so many pairs that differ, at which mid-p is below its level."""
+@lru_cache(maxsize=64)
+def _most_gained(units: int, alpha: float) -> Float[np.ndarray, " pairs"]:
+    """Largest number gained, of 0 … units pairs that differ, at which mid-p is below its level."""
+    pairs = np.arange(units + 1)
     guess = stats.binom.ppf(alpha / 2, pairs, 0.5)
     p = 2 * stats.binom.cdf(guess - 1, pairs, 0.5) + stats.binom.pmf(guess, pairs, 0.5)
     most: Float[np.ndarray, " pairs"] = np.where(

@@ -14,23 +14,20 @@ from refusaldir.statistics.intervals import critical_value
 
 
 def proportion(successes: int, n: int, *, level: float = 0.95) -> Estimate:
-    """Share of successes with Wilson's score interval (Wilson 1927; statsmodels).
+    """Share of successes with Wilson's score interval (Wilson 1927, J. Am. Stat. Assoc. 22:209).
 
     Raises:
         ProbeError: When successes are not between 0 and n.
     """
     if not 0 <= successes <= n:
         raise ProbeError("successes must lie between 0 and n", got=f"{successes} of {n}")
-    critical_value(level)
+    critical = critical_value(level)
     if n == 0:
         return Estimate(value=None, n=0, level=level, note="no units")
-    from statsmodels.stats.proportion import proportion_confint
-
-    lower, upper = proportion_confint(successes, n, alpha=1 - level, method="wilson")
+    lower, upper = wilson(successes / n, n, critical)
     return Estimate(
-        value=successes / n, lower=float(lower), upper=float(upper), n=n, level=level,
-        method="Wilson score",
-    )  # fmt: skip
+        value=successes / n, lower=lower, upper=upper, n=n, level=level, method="Wilson score"
+    )
 
 
 def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -66,7 +66,7 @@ def test_a_model_that_never_refuses_cannot_fall():
         ({"base_rate": 1.2}, "base rate"),
         ({"base_rate": 0.98}, "at a base rate of 0.98"),
         ({"base_rate": float("nan")}, "base rate"),
-        ({"design_effect": 0.5}, "design effect"),
+        ({"design_effect": 0.0}, "design effect"),
         ({"power": 0.0}, "power"),
         ({"level": 1.0}, "level"),
     ],

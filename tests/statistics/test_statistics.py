@@ -4,6 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
+from statsmodels.stats.proportion import proportion_confint
 
 from refusaldir.errors import ProbeError, RefusaldirError
 from refusaldir.statistics import (
@@ -149,6 +150,12 @@ class TestProportion:
             assert abs(0.35 - end) / np.sqrt(end * (1 - end) / 20) == pytest.approx(
                 1.959964, abs=1e-5
             )
+
+    def test_is_that_of_statsmodels(self):
+        for successes, n in ((0, 20), (3, 7), (50, 50), (417, 960)):
+            e = proportion(successes, n, level=0.9)
+            expected = proportion_confint(successes, n, alpha=0.1, method="wilson")
+            assert (e.lower, e.upper) == pytest.approx(expected, abs=1e-12)
 
     def test_ends_keep_a_width(self):
         assert proportion(0, 20).upper > 0.1
