@@ -82,12 +82,11 @@ class Decoding:
         self.finished = [False] * n
         self.projections: list[float | None] = [None] * n
 
-    def run(self, on_prefill: PrefillFn | None) -> None:
+    def run(self, on_prefill: PrefillFn) -> None:
         """Run to the end."""
         with torch.inference_mode():
             logits = self._prefill()
-            if on_prefill is not None:
-                on_prefill(np.asarray(self.asked.indices, dtype=np.int64), logits)
+            on_prefill(np.asarray(self.asked.indices, dtype=np.int64), logits)
             for step in range(self.asked.budget):
                 chosen = draw(
                     logits,

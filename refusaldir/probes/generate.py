@@ -121,7 +121,9 @@ def generate(
         direction: Where to read each prompt's activation as the prompt runs, and what to project
             it on: `Response.projection`.
         stop: Token ids that end a response; None takes `stop_ids`.
-        skip: Indices not to run (already stored).
+        skip: Indices whose responses are not wanted (already stored). The others run in the
+            batches that they would have run in without it, so that a run that is resumed gives
+            the same to the last digit; batches of skipped rows alone are left out.
         batch_size: Rows a batch; None starts large. Halved when memory runs out.
         on_batch: Called with the responses of each finished batch, longest prompts first, so
             that a caller can store them and resume.
@@ -138,11 +140,10 @@ def generate(
             itself; a temperature or seed that is missing or impossible.
         CaptureError: The model has no such site.
     """
-    todo = [i for i in range(len(sequences)) if i not in skip]
     temperatures = [0.0] * len(sequences) if temperatures is None else temperatures
     seeds = [None] * len(sequences) if seeds is None else seeds
-    _check(model, sequences, todo, max_new_tokens, direction)
-    _check_sampling(len(sequences), todo, temperatures, seeds)
+    _check(model, sequences, max_new_tokens, direction)
+    _check_sampling(len(sequences), temperatures, seeds)
     if batch_size is not None and batch_size < 1:
         raise ProbeError("a batch needs at least one row", got=batch_size, where="batch_size")
     work = _Work(
@@ -155,7 +156,7 @@ def generate(
         direction=direction,
     )
     done: list[Response] = []
-    for batch in work.batches(todo, batch_size, on_prefill):
+    for batch in work.batches(frozenset(skip), batch_size, on_prefill):
         done.extend(batch)
         if on_batch is not None:
             on_batch(batch)
@@ -165,42 +166,38 @@ def generate(
 def _check(
     model: HookedModel,
     sequences: Sequence[Sequence[int]],
-    todo: Sequence[int],
     budget: int,
     direction: Direction | None,
 ) -> None:
     if budget < 1:
         raise ProbeError("generation needs a budget of at least one token", got=budget)
     reach = 0 if direction is None else -direction.site.position
-    for i in todo:
-        if len(sequences[i]) == 0:
+    for i, sequence in enumerate(sequences):
+        if len(sequence) == 0:
             raise ProbeError("a rendered prompt is empty", where=f"prompt {i}")
-        if len(sequences[i]) < reach:
+        if len(sequence) < reach:
             raise ProbeError(
                 "a prompt is shorter than the direction's position reaches",
                 expected=f"at least {reach} tokens",
-                got=len(sequences[i]),
+                got=len(sequence),
                 where=f"prompt {i}, {direction.site if direction else None}",
                 next_step="Take a direction nearer to the end, or drop the prompt",
             )
-        if len(sequences[i]) + budget > model.max_length:
+        if len(sequence) + budget > model.max_length:
             raise ProbeError(
                 "a prompt and its response do not fit in the model's context",
                 expected=f"at most {model.max_length} tokens",
-                got=f"{len(sequences[i])} + {budget}",
+                got=f"{len(sequence)} + {budget}",
                 where=f"prompt {i}",
                 next_step="Drop the prompt or ask for fewer new tokens",
             )
 
 
-def _check_sampling(
-    n: int, todo: Sequence[int], temperatures: Sequence[float], seeds: Sequence[int | None]
-) -> None:
+def _check_sampling(n: int, temperatures: Sequence[float], seeds: Sequence[int | None]) -> None:
     for name, values in (("temperature", temperatures), ("seed", seeds)):
         if len(values) != n:
             raise ProbeError(f"every prompt needs a {name}", expected=n, got=len(values))
-    for i in todo:
-        temperature, seed = temperatures[i], seeds[i]
+    for i, (temperature, seed) in enumerate(zip(temperatures, seeds, strict=True)):
         if not (isfinite(temperature) and temperature >= 0):
             raise ProbeError(
                 "a temperature is 0 or a positive number", got=temperature, where=f"prompt {i}"
@@ -227,18 +224,21 @@ class _Work:
     direction: Direction | None
 
     def batches(
-        self, todo: Sequence[int], batch_size: int | None, on_prefill: PrefillFn | None
+        self, skip: Collection[int], batch_size: int | None, on_prefill: PrefillFn | None
     ) -> Iterator[list[Response]]:
         """Run in batches, longest prompts first; fewer rows each time memory runs out."""
-        if not todo:
-            return
         model, sequences = self.model, self.sequences
-        prefix = SharedPrefix(model, sequences[todo[0]][: self._shared(todo)])
+        if all(i in skip for i in range(len(sequences))):
+            return
+        prefix = SharedPrefix(model, sequences[0][: self._shared()])
         first: dict[tuple[int, ...], int] = {}
-        for i in todo:
-            first.setdefault(tuple(sequences[i]), i)
+        for i, sequence in enumerate(sequences):
+            first.setdefault(tuple(sequence), i)
         # Equal prompts side by side, so that they run together.
-        order = sorted(todo, key=lambda i: (-len(sequences[i]), first[tuple(sequences[i])], i))
+        order = sorted(
+            range(len(sequences)),
+            key=lambda i: (-len(sequences[i]), first[tuple(sequences[i])], i),
+        )
         rows_limit = batch_size or DEFAULT_ROWS.get(model.device.type, DEFAULT_ROWS["cpu"])
         pads = may_pad(model.hf, len(sequences[order[0]]) + self.budget)
         empty = EMPTY_SLOTS.get(model.device.type, EMPTY_SLOTS["cpu"]) if pads else 0
@@ -246,8 +246,9 @@ class _Work:
         while start < len(order):
             rows = _rows([len(sequences[i]) for i in order[start : start + rows_limit]], empty)
             indices = order[start : start + rows]
+            wanted = [row for row, i in enumerate(indices) if i not in skip]
             try:
-                batch = self._run(prefix, indices, pads, on_prefill)
+                batch = self._run(prefix, indices, pads, wanted, on_prefill) if wanted else []
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
@@ -263,23 +264,28 @@ class _Work:
                     torch.cuda.empty_cache()
                 continue
             start += rows
-            yield batch
+            if batch:
+                yield batch
 
-    def _shared(self, todo: Sequence[int]) -> int:
+    def _shared(self) -> int:
         """Tokens that all prompts start with, short of what has to be seen as each one runs."""
-        if len(todo) < 2:
+        if len(self.sequences) < 2:
             return 0
         tail = 1 if self.direction is None else -self.direction.site.position
-        shortest = min(len(self.sequences[i]) for i in todo)
-        return min(common_prefix_length([self.sequences[i] for i in todo]), shortest - tail)
+        return min(common_prefix_length(self.sequences), min(map(len, self.sequences)) - tail)
 
     def _run(
         self,
         prefix: SharedPrefix,
         indices: Sequence[int],
         pads: bool,
+        wanted: Sequence[int],
         on_prefill: PrefillFn | None,
     ) -> list[Response]:
+        def prefilled(at: Any, logits: Any) -> None:
+            if on_prefill is not None:
+                on_prefill(at[wanted], logits[wanted])
+
         decoding = Decoding(
             self.model,
             prefix,
@@ -294,17 +300,17 @@ class _Work:
                 pads=pads,
             ),
         )
-        decoding.run(on_prefill)
+        decoding.run(prefilled)
         texts = self.model.tokenizer.batch_decode(decoding.new, skip_special_tokens=True)
         return [
             Response(
-                index=index,
+                index=indices[row],
                 ids=tuple(decoding.new[row]),
                 text=texts[row],
                 finished=decoding.finished[row],
                 projection=decoding.projections[row],
             )
-            for row, index in enumerate(indices)
+            for row in wanted
         ]
 
 

@@ -164,12 +164,42 @@ def test_callbacks_and_skip(build, sequences):
     )
     assert [r.index for r in part] == [i for i in range(10) if i not in (0, 3)]
     assert sorted(i for batch in seen for i in batch) == [r.index for r in part]
-    assert max(map(len, seen)) == 4
+    assert max(map(len, seen)) <= 4
     lengths = [len(sequences[i]) for batch in seen for i in batch]
     assert lengths == sorted(lengths, reverse=True)
     by_index = {r.index: r for r in whole}
     assert all(by_index[r.index] == r for r in part)
     assert all(by_index[i].ids[0] == token for i, token in prefilled.items())
+
+
+def test_skipping_leaves_the_batches_as_they_were(build, sequences):
+    """Resumed where it was cut off, a run computes the same batches: equal to the last bit."""
+    model = build(dtype=torch.bfloat16)
+
+    def run(skip):
+        batches, prefilled = [], {}
+        with model.hooked({("resid_pre", 0): lambda x: batches.append(tuple(x.shape))}):
+            got = generate(
+                model,
+                sequences,
+                max_new_tokens=5,
+                stop=(),
+                skip=skip,
+                batch_size=4,
+                direction=direction_at("resid_pre", 2, -1),
+                on_prefill=lambda i, z: prefilled.update(zip(i.tolist(), z, strict=True)),
+            )
+        return got, batches, prefilled
+
+    whole, every, logits = run(set())
+    longest = sorted(range(10), key=lambda i: -len(sequences[i]))
+    part, some, seen = run({*longest[:4], longest[5]})
+    assert part == [r for r in whole if r.index not in {*longest[:4], longest[5]}]
+    assert set(seen) == {r.index for r in part}
+    assert all(torch.equal(seen[i], logits[i]) for i in seen)
+    first = len(every) - len(some)  # the first batch alone was left out
+    assert first > 0 and every[1 + first :] == some[1:] and every[0] == some[0]
+    assert run(set(range(10))) == ([], [], {})
 
 
 def test_halves_when_memory_runs_out(build, sequences, monkeypatch):
