@@ -114,10 +114,11 @@ class WeightPair:
         switches: Sequence[Switch]
         tuned_sample: Tensor | None = None
         if shared is not None:
-            hf, switches = _beside(first, second, shared, options)
+            merge = identities[0].quantization is None
+            hf, switches = _beside(first, second, shared, options, merge=merge)
             tokenizer = load_tokenizer(first.spec, options)
         else:
-            if options.quantize is not None:
+            if any(identity.quantization is not None for identity in identities):
                 raise _quantized(second)
             other = load_model(second.spec, options).hf
             tuned_sample = _sample(other)
@@ -195,7 +196,7 @@ def _shared_adapters(first: Resolved, second: Resolved) -> int | None:
 
 
 def _beside(
-    first: Resolved, second: Resolved, shared: int, options: LoadOptions
+    first: Resolved, second: Resolved, shared: int, options: LoadOptions, *, merge: bool
 ) -> tuple[PreTrainedModel, Sequence[Switch]]:
     """Load the weights once, with the adapters that only one of the two has beside them."""
     common = first.adapters[:shared]
@@ -204,7 +205,7 @@ def _beside(
         for arm, is_tuned in ((first, False), (second, True))
         for path, name in list(zip(arm.adapters, arm.adapter_names, strict=True))[shared:]
     ]
-    if options.quantize is not None:
+    if not merge:
         # Nothing is merged, so all are put on at once and PEFT's names count from the first.
         hf = _load(first.model, [*common, *(path for path, _, _ in own)], options)
         offset = shared

@@ -12,10 +12,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from transformers import PreTrainedModel
 
-from refusaldir.errors import MissingExtraError, ModelLoadError, ModelSpecError, RefusaldirError
+from refusaldir.errors import ModelLoadError, ModelSpecError, RefusaldirError
 from refusaldir.models.adapters import apply_adapters, stored_vocab_size
 from refusaldir.models.config import (
     architecture_of,
@@ -25,6 +24,7 @@ from refusaldir.models.config import (
     text_config,
 )
 from refusaldir.models.options import LoadOptions
+from refusaldir.models.quantization import keep_gradients, quantization_of, quantizing
 from refusaldir.models.quiet import quiet
 from refusaldir.models.resolve import Resolved, resolve
 from refusaldir.models.spec import ModelSpec
@@ -62,7 +62,8 @@ def identify(spec: ModelSpec | str, options: LoadOptions | None = None) -> Model
         options: How it would be loaded; the dtype depends on the device.
 
     Raises:
-        ModelSpecError: It does not exist, cannot be reached, or is not a chat model.
+        ModelSpecError: It does not exist, cannot be reached, is not a chat model, or is stored in
+            another quantisation than is asked for.
         ModelLoadError: Its files are damaged.
     """
     options = options or LoadOptions()
@@ -80,11 +81,9 @@ def load_model(spec: ModelSpec | str, options: LoadOptions | None = None) -> Loa
         ModelSpecError: It does not exist, cannot be reached, is no chat model, or an adapter
             does not fit.
         ModelLoadError: Its files are damaged, weights are missing, or the device is not there.
-        MissingExtraError: Quantisation was asked for without bitsandbytes.
+        MissingExtraError: It is to be quantised, or is, and bitsandbytes is not installed.
     """
     options = options or LoadOptions()
-    if options.quantize is not None:
-        _require_bitsandbytes(options)
     resolved = _resolve(spec, options)
     identity = _identity(resolved, options)
     with quiet():
@@ -93,7 +92,7 @@ def load_model(spec: ModelSpec | str, options: LoadOptions | None = None) -> Loa
         hf = apply_adapters(
             hf,
             list(zip(resolved.adapters, resolved.adapter_names, strict=True)),
-            merge=options.quantize is None,
+            merge=identity.quantization is None,
         )
     hf.eval().requires_grad_(False)
     _check_vocabulary(tokenizer, hf, resolved)
@@ -137,7 +136,7 @@ def _identity(resolved: Resolved, options: LoadOptions) -> ModelIdentity:
         d_model=text.hidden_size,
         vocab_size=vocab_size,
         dtype=str(dtype_of(resolved.model, config, options)).removeprefix("torch."),
-        quantization=options.quantize,
+        quantization=quantization_of(config, options),
         backend=NO_BACKEND,
     )
 
@@ -194,9 +193,7 @@ def _weights(resolved: Resolved, options: LoadOptions) -> PreTrainedModel:
 
     config = read_config(resolved.model, options)
     dtype = dtype_of(resolved.model, config, options)
-    placement = _placement(options)
-    if options.quantize is not None:
-        placement["quantization_config"] = _quantization(options.quantize, dtype)
+    arguments = _placement(options) | quantizing(config, options, dtype)
     try:
         hf, info = AutoModelForCausalLM.from_pretrained(
             str(resolved.model),
@@ -206,7 +203,7 @@ def _weights(resolved: Resolved, options: LoadOptions) -> PreTrainedModel:
             local_files_only=True,
             trust_remote_code=options.trust_remote_code,
             output_loading_info=True,
-            **placement,
+            **arguments,
         )
     except RefusaldirError:
         raise
@@ -217,6 +214,7 @@ def _weights(resolved: Resolved, options: LoadOptions) -> PreTrainedModel:
             where=resolved.model,
         ) from error
     _check_complete(info, resolved.model, text_config(config).num_hidden_layers)
+    keep_gradients(hf)
     return hf
 
 
@@ -258,25 +256,6 @@ def _telling(info: Mapping[str, Any], n_layers: int) -> list[str]:
         if "lora_" in key or (block and text and int(block[1]) < n_layers):
             own.append(key)
     return own
-
-
-def _require_bitsandbytes(options: LoadOptions) -> None:
-    import importlib.util
-
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise MissingExtraError(f"{options.quantize} loading", "quantize")
-
-
-def _quantization(quantize: str, dtype: torch.dtype) -> Any:
-    from transformers import BitsAndBytesConfig
-
-    # Says at every multiplication in eight bits that its input is cast.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
-    if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-    )
 
 
 def with_backend(loaded: LoadedModel, backend: str) -> ModelIdentity:

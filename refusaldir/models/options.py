@@ -25,9 +25,9 @@ class LoadOptions:
         device_map: None, or how to spread the model over several devices: ``"auto"``,
             ``"balanced"``, ``"balanced_low_0"``, ``"sequential"``, or a mapping from module name
             to device (as a mapping or as JSON text). Excludes ``device``.
-        quantize: None, ``"4bit"`` (NF4) or ``"8bit"``, by bitsandbytes. Adapters then stay
-            beside the quantised weights instead of being merged into them, because merging
-            would quantise their sum anew.
+        quantize: None, ``"4bit"`` (NF4) or ``"8bit"``, by bitsandbytes; a checkpoint stored in
+            few bits stays in them. Adapters then stay beside the quantised weights instead of
+            being merged into them, because merging would quantise their sum anew.
         trust_remote_code: Whether Python code from the model's repository may run. Off unless
             asked for.
     """

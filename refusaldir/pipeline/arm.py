@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refusaldir.errors import CaptureMismatchError
-from refusaldir.models.options import LoadOptions
+from refusaldir.models.options import QUANTIZATIONS, LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.plan import Plan, Rendering
@@ -97,7 +97,12 @@ class Arm:
             path=path,
             opening=Opening(
                 spec=ModelSpec.parse(model.spec),
-                options=replace(options, dtype=model.dtype, quantize=model.quantization),
+                # Another quantisation is the checkpoint's own.
+                options=replace(
+                    options,
+                    dtype=model.dtype,
+                    quantize=model.quantization if model.quantization in QUANTIZATIONS else None,
+                ),
                 backend=backend,
             ),
             plan=None,

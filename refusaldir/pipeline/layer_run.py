@@ -6,32 +6,25 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from refusaldir.errors import CaptureError, ModelLoadError, ModelSpecError, ProbeError
+from refusaldir.errors import ProbeError
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.layer_choices import NAMES, UNITS, Asked
+from refusaldir.pipeline.layer_direction import Stream, compare_weights
 from refusaldir.pipeline.layer_prompts import Along, OutcomePrompts
 from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.progress import ProgressFn, counter
 from refusaldir.pipeline.scoring import refusal_tokens
-from refusaldir.pipeline.splits import Indices
-from refusaldir.prompts.schema import Prompt
 from refusaldir.statistics import Clusters
 
 if TYPE_CHECKING:
-    from refusaldir.layers.agreement import Order
     from refusaldir.layers.exchange.repair import Repair
     from refusaldir.layers.exchange.transplant import Transplant
     from refusaldir.layers.measured import Measured
     from refusaldir.layers.outcomes import Outcome, RefusalRate
     from refusaldir.layers.path.attribution import PathAttribution
-    from refusaldir.layers.residual.components import Contributions
-    from refusaldir.layers.residual.decomposition import ResidualDecomposition
     from refusaldir.layers.result import LayersResult
     from refusaldir.layers.weight_pair import WeightPair
-    from refusaldir.layers.weights.alignment import WeightAlignment
     from refusaldir.models.bridge import HookedModel
     from refusaldir.probes.refusal_tokens import RefusalTokens
 
@@ -79,8 +72,15 @@ class LayerRun:
 
         outcome = self._outcome()
         notes: list[str] = []
-        weights = self._weights(notes)
-        residual, order = self._residual(notes)
+        weights = compare_weights(self.openings, self.along, notes, self.progress)
+        residual, order = Stream(
+            pair=self.pair,
+            material=self.material,
+            along=self.along,
+            chosen=self.chosen,
+            asked=self.asked,
+            progress=self.progress,
+        ).decompose(notes)
         path = self._path(outcome)
         transplant = self._transplant(outcome)
 
@@ -154,10 +154,8 @@ class LayerRun:
     @cached_property
     def clusters(self) -> Clusters:
         """Their intents."""
-        return Clusters.of([prompt.intent_id for prompt in self._prompts(self.chosen.harmful)])
-
-    def _prompts(self, rows: Indices) -> list[Prompt]:
-        return [self.material.rendered.prompts[int(row)] for row in rows]
+        prompts = self.material.rendered.prompts
+        return Clusters.of([prompts[int(row)].intent_id for row in self.chosen.harmful])
 
     def _measured(self) -> "Measured":
         from refusaldir.layers.measured import Measured
@@ -240,62 +238,6 @@ class LayerRun:
             batch_size=self.asked.batch_size,
             on_progress=lambda done, total: self.progress("Transplant", round(done), round(total)),
         )
-
-    def _weights(self, notes: list[str]) -> "WeightAlignment | None":
-        """Change of the weights on disk; None, with a note, where they cannot be compared."""
-        from refusaldir.layers.weights.alignment import weight_alignment
-        from refusaldir.models.resolve import resolve
-
-        if self.along.direction is None:
-            notes.append(f"No direction, so no decomposition and alignment: {self.along.reason}")
-            return None
-        trust = self.openings[0].options.trust_remote_code
-        base, tuned = (resolve(o.spec, trust_remote_code=trust) for o in self.openings)
-        self.progress("Compare weights", 0, 1)
-        try:
-            found = weight_alignment(base, tuned, self.along.direction.vector)
-        except (ModelSpecError, ModelLoadError) as error:
-            notes.append(f"The weights on disk could not be compared. {error}")
-            return None
-        self.progress("Compare weights", 1, 1)
-        return found
-
-    def _residual(self, notes: list[str]) -> "tuple[ResidualDecomposition | None, Order | None]":
-        """Decomposition at the direction's site; None, with a note, where there can be none."""
-        from refusaldir.geometry import unit
-        from refusaldir.layers.agreement import residual_order
-        from refusaldir.layers.residual.contributions import collect_contributions
-        from refusaldir.layers.residual.decomposition import decompose
-
-        direction, harmful = self.along.direction, len(self.chosen.harmful)
-        rows = np.concatenate([self.chosen.harmful, self.chosen.harmless])
-        if direction is None or len(rows) == harmful:
-            return None, None
-        ids, labels = self.material.ids(rows), self.material.labels[rows]
-        count = counter(self.progress, "Residual stream", 2 * len(ids))
-
-        def collect() -> "Contributions":
-            return collect_contributions(
-                self.pair.model,
-                ids,
-                unit(direction.vector),
-                direction.site,
-                heads=self.asked.heads,
-                batch_size=self.asked.batch_size,
-                on_batch=count,
-            )
-
-        try:
-            self.pair.set_base()
-            base = collect()
-            self.pair.set_tuned()
-            tuned = collect()
-            clusters = Clusters.of([p.intent_id for p in self._prompts(rows)], labels)
-            whole = decompose(base, tuned, labels, clusters, seed=self.asked.seed)
-        except CaptureError as error:
-            notes.append(f"The residual stream could not be decomposed. {error}")
-            return None, None
-        return whole, residual_order(base, tuned, range(harmful), self.clusters)
 
     def _repair(self, outcome: "Outcome | RefusalRate", ranked: Sequence[int]) -> "Repair":
         from refusaldir.layers.exchange.repair import repair

@@ -72,9 +72,11 @@ class Alike:
         if base.precision == tuned.precision:
             return None
         own, wanted = base.provenance, tuned.provenance.model
-        options = replace(base.opening.options, dtype=wanted.dtype, quantize=wanted.quantization)
-        opening = replace(base.opening, options=options)
         try:
+            options = replace(
+                base.opening.options, dtype=wanted.dtype, quantize=wanted.quantization
+            )
+            opening = replace(base.opening, options=options)
             plan = terms.plan(opening, batch_size)
         except _CANNOT as error:
             return cls(arm=None, reason=str(error))

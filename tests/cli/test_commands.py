@@ -127,7 +127,7 @@ def test_no_such_model(run):
         (("--positions", "-400"), "position"),
         (("--dtype", "float64"), "dtype"),
         (("--device", "tpu"), "device"),
-        (("--quantize", "4bit"), "pip install 'refusaldir[quantize]'"),
+        (("--quantize", "3bit"), "4bit | 8bit"),
         (("--prompts", "missing.jsonl"), "missing.jsonl"),
         (("--prompts", "contrats"), "contrast"),
         (("--harmful", "x.txt"), "harmless"),

@@ -233,45 +233,6 @@ class TestBadModels:
             load_model(str(base), LoadOptions(quantize="4bit"))
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("quantize", ["4bit", "8bit"])
-def test_quantised_with_adapters(
-    quantize: str, tiny: SimpleNamespace, tokens: Tokens, tmp_path: Path
-) -> None:
-    """Adapters act beside the quantised weights, and both backends read the stream."""
-    from refusaldir.models.bridge import hook_model
-
-    pytest.importorskip("bitsandbytes")
-    sizes = {"hidden_size": 128, "intermediate_size": 256, "head_dim": 32}
-    base = tiny.save_model(tmp_path / "base", tiny.hf(**sizes))
-    adapters = [
-        tiny.save_adapter(
-            tmp_path / f"a{seed}",
-            tiny.lora_tensors(tiny.hf(**sizes), ("q_proj", "down_proj"), seed=seed),
-        )
-        for seed in (1, 2)
-    ]
-    spec = "+".join(map(str, [base, *adapters]))
-    options = LoadOptions(quantize=quantize, device="cpu")
-    exact = load_model(spec).hf(tokens()).logits
-    loaded = load_model(spec, options)
-    assert loaded.identity == identify(spec, options)
-    assert loaded.identity.quantization == quantize
-
-    def likeness(hf: Any) -> float:
-        logits = hf(tokens()).logits.float()
-        return float(torch.cosine_similarity(logits.flatten(), exact.flatten(), dim=0))
-
-    assert likeness(loaded.hf) > 0.8 > likeness(load_model(str(base), options).hf)
-    expected = loaded.hf(tokens(), output_hidden_states=True).hidden_states
-    for backend in ("torch_hooks", "transformer_lens"):
-        model = hook_model(loaded, backend)
-        seen: list[Tensor] = []
-        with model.hooked({("resid_pre", 2): lambda value, seen=seen: seen.append(value)}):
-            model.run(tokens())
-        assert torch.equal(seen[0], expected[2])
-
-
 def _only_for(path: str, spec: str) -> Any:
     """The real check for the case that tests it, none for the others."""
     real = resolve._check_model_directory
