@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
 from refusaldir.errors import ProbeError
+from refusaldir.probes.behaviour import Behaviour
 from refusaldir.probes.outcomes import is_refused
 from refusaldir.probes.reply import Reply, Respond
 from refusaldir.prompts.schema import Prompt, PromptSet, Turn
@@ -102,6 +103,29 @@ def play(
         for prompt, length in zip(prompts, lengths, strict=True)
         for number in range(1, length + 1)
     ]
+
+
+def conversations_of(behaviour: Behaviour, prompts: PromptSet) -> list[tuple[Turn, ...]]:
+    """The conversation that each row's reply answers.
+
+    Args:
+        behaviour: The replies.
+        prompts: What was asked.
+    """
+    by_id = {prompt.id: prompt for prompt in prompts}
+    mode: Mode = "live" if behaviour.provenance.mode == "live" else "frozen"
+    said: dict[tuple[object, ...], Reply] = {
+        row.key: Reply(text=row.response, finished=row.finished) for row in behaviour.rows
+    }
+    out = []
+    for row in behaviour.rows:
+        prompt = by_id[row.id]
+        if row.turn is None:
+            out.append(prompt.turns)
+            continue
+        earlier = {(row.id, k): said[(row.id, k, *row.key[2:])] for k in range(1, row.turn)}
+        out.append(conversation_at(prompt, row.turn, mode, earlier))
+    return out
 
 
 def user_turns(prompt: Prompt) -> tuple[str, ...]:

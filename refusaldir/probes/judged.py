@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
-from refusaldir.probes.outcomes import EMPTY, INCOHERENT, JUDGE_ERROR, Judgement
+from refusaldir.probes.outcomes import EMPTY, INCOHERENT, Judgement
 
 #: Name of a row's surprise among its further scores: mean nats a token of the reply under base.
 SURPRISE = "surprise"
@@ -79,8 +79,8 @@ def relabelled(
         labels = {}
         for version in versions:
             own = said[version][index]
-            passes = decided is None or version in stand or own.label in (EMPTY, JUDGE_ERROR)
-            labels[version] = own if passes or decided is None else decided
+            stays = decided is None or version in stand or own.label == EMPTY
+            labels[version] = own if stays or decided is None else decided
         first = labels.pop(versions[0])
         rows.append(replace(row, label=first.label, evidence=first.evidence, others=labels))
     return replace(

@@ -303,6 +303,7 @@ class _Run:
             finished is not None
             and len(finished.rows) == len(rows)
             and all(known[slot.key].row is not None for slot in slots)
+            and self.judge.version in finished.provenance.judges
             and finished.refusal_tokens.ids == tokens.ids
             and finished.provenance.direction == self.along.direction_name
         ):

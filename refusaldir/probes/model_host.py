@@ -15,6 +15,7 @@ from refusaldir.probes.generate import Response, generate, stop_ids
 from refusaldir.probes.host import Along, Reading
 from refusaldir.probes.in_process import InProcessRespond
 from refusaldir.probes.plan import Job, SamplingPlan
+from refusaldir.probes.projection import projections
 from refusaldir.probes.reply import Conversation, Reply
 from refusaldir.prompts.render import ChatRenderer, RenderedSet
 from refusaldir.prompts.schema import Prompt, PromptSet
@@ -153,8 +154,6 @@ class ModelHost:
                 self.hooked, ids, along.token_ids, batch_size=self.batch_size
             ).tolist()
         if along.direction is not None:
-            from refusaldir.probes.projection import projections
-
             found = projections(
                 self.hooked, ids, along.direction, batch_size=self.batch_size
             ).tolist()

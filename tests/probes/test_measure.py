@@ -17,7 +17,6 @@ from refusaldir.probes.endpoint import Endpoint
 from refusaldir.probes.escalation import conversation_at
 from refusaldir.probes.generate import generate
 from refusaldir.probes.host import Along
-from refusaldir.probes.in_process import InProcessRespond
 from refusaldir.probes.measure import measure
 from refusaldir.probes.model_host import ModelHost
 from refusaldir.probes.outcomes import Judgement
@@ -31,9 +30,6 @@ from refusaldir.prompts.schema import Prompt, PromptSet, Turn
 from refusaldir.records import Site
 from refusaldir.refusal_score import refusal_scores
 
-later = pytest.mark.skipif(
-    "temperature" not in InProcessRespond.__dataclass_fields__, reason="being written"
-)
 GREEDY = SamplingPlan(max_new_tokens=4)
 SAMPLED = SamplingPlan(temperatures=(0.0, 1.0), seeds=(0, 1), samples=2, max_new_tokens=4)
 
@@ -255,7 +251,6 @@ def test_a_prompt_that_changed_under_its_id_is_asked_again(host, tmp_path, asked
     assert got.rows[1].prompt == "how do i bake the cake"
 
 
-@later
 def test_other_tokens_and_a_direction_need_no_new_replies(
     model, host, tokens, direction, tmp_path, asked
 ):
@@ -307,7 +302,6 @@ def stop_after(count):
     return on_rows
 
 
-@later
 @pytest.mark.parametrize("plan", [replace(GREEDY, max_new_tokens=6), SAMPLED])
 def test_goes_on_after_an_interruption(host, tokens, direction, tmp_path, asked, plan):
     """To the last digit as if it had never been interrupted, torn line and all."""
@@ -378,7 +372,6 @@ def test_what_is_written_holds_any_text(tmp_path):
 # --- escalations ---------------------------------------------------------------------------------
 
 
-@later
 @pytest.mark.parametrize("mode", ["frozen", "live"])
 def test_escalations_have_a_row_for_every_user_turn(model, host, tokens, direction, mode):
     talks, along = escalations(), Along(tokens=tokens, direction=direction)
@@ -401,7 +394,6 @@ def test_escalations_have_a_row_for_every_user_turn(model, host, tokens, directi
         said[row.id, row.turn] = Reply(text=response.text, finished=True)
 
 
-@later
 @pytest.mark.parametrize("mode", ["frozen", "live"])
 @pytest.mark.parametrize("batches", [1, 3, 6])
 def test_an_escalation_goes_on_as_if_never_interrupted(host, tokens, tmp_path, mode, batches):
