@@ -45,7 +45,7 @@ def drift_figure(document: Row) -> "Figure":
         drift = document["drift"]
         rows = drift["layers"]
         layers = [row["layer"] for row in rows]
-        panels = _panels(drift)
+        panels = drift_panels(drift)
         figure = Figure(figsize=(WIDTH, WIDTH))
         stack = stack_panels(figure, panels, layers, height=1.38, bottom=0.98)
         heading(figure, "Refusal-direction drift by layer", _subtitle(document))
@@ -108,7 +108,7 @@ def _curve(
     )
 
 
-def _panels(drift: Row) -> list[Panel]:
+def drift_panels(drift: Row) -> list[Panel]:
     """Define the four small charts."""
     rows = drift["layers"]
     # The ranking's drift is 1 − cosine, with intervals that hold over all layers at once.

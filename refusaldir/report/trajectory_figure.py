@@ -46,8 +46,8 @@ def trajectory_figure(document: Row) -> "Figure":
         from matplotlib.figure import Figure
 
         points = document["checkpoints"]
-        places, by_step = _places(points)
-        panels = _panels(points)
+        places, by_step = places_of(points)
+        panels = trajectory_panels(points)
         figure = Figure(figsize=(WIDTH, WIDTH))
         stack = stack_panels(figure, panels, places, height=1.28, bottom=1.16)
         heading(figure, "Refusal-direction drift over checkpoints", _subtitle(document))
@@ -83,7 +83,7 @@ def write_trajectory_figure(document: Row, folder: str | Path) -> tuple[Path, ..
     )
 
 
-def _places(points: Sequence[Row]) -> tuple[list[int], bool]:
+def places_of(points: Sequence[Row]) -> tuple[list[int], bool]:
     """Where each checkpoint is drawn, and whether that is its step."""
     steps = [point["step"] for point in points]
     if all(step is not None for step in steps) and all(a < b for a, b in pairwise(steps)):
@@ -147,7 +147,7 @@ def _ends(cells: Sequence[Row | None], key: str, scale: float) -> list[float]:
     return [math.nan if value is None else scale * float(value) for value in values]
 
 
-def _panels(points: Sequence[Row]) -> list[Panel]:
+def trajectory_panels(points: Sequence[Row]) -> list[Panel]:
     """Define the small charts; that of refusals only where they were measured."""
     shifts = [point["translation"] for point in points]
     panels = [

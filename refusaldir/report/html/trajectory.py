@@ -1,0 +1,100 @@
+"""Several tuned models against one base: the figures over checkpoints, and their table."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from refusaldir.report.html.curves import curve_figure
+from refusaldir.report.html.figure import Cell, Table
+from refusaldir.report.html.frame import ends
+from refusaldir.report.html.section import Block, Section
+from refusaldir.report.text import percent, visible
+from refusaldir.report.trajectory_figure import places_of, trajectory_panels
+
+Row = Mapping[str, Any]
+
+#: Key, title and axis of each panel of `trajectory_panels`.
+_PANELS = (
+    ("over-rotation", "Rotation", "degrees from base’s direction"),
+    ("over-length", "Length", "norm over base’s"),
+    ("over-shift", "Shift of the class means", "along base’s direction, base SDs"),
+    ("over-separability", "Separability", "change of held-out d′"),
+    ("over-refusals", "Prompts refused", "%, held out"),
+)
+#: More checkpoints than this are not named on the axis.
+_NAMED = 8
+
+
+def trajectory_section(document: Row) -> Section:
+    """Follow the drift over the checkpoints of a trajectory document."""
+    points = document["checkpoints"]
+    places, by_step = places_of(points)
+    names = [visible(point["name"]) for point in points]
+    ticks: list[tuple[float, str]] = []
+    if len(points) <= _NAMED and not by_step:
+        ticks = list(zip(places, map(_brief, names), strict=True))
+    mark = next(
+        (
+            place
+            for place, point in zip(places, points, strict=True)
+            if point["name"] == document["first_rotation"]
+        ),
+        None,
+    )
+    first = "" if mark is None else " Dotted: the first checkpoint found rotated."
+    figures = [
+        curve_figure(
+            panel,
+            places,
+            key=key,
+            title=title,
+            unit=unit,
+            place="training step" if by_step else "checkpoint",
+            names=names,
+            x_ticks=ticks,
+            caption=panel.title[0].upper() + panel.title[1:] + "." + first,
+            definition=f"Bands: {percent(document['level'])} intervals of single checkpoints; the "
+            "paler band of the rotation holds over all checkpoints at once.",
+            mark=mark,
+            link="checkpoint",
+        )
+        for panel, (key, title, unit) in zip(trajectory_panels(points), _PANELS, strict=False)
+    ]
+    words = document["verdict"]
+    blocks = [
+        Block(sentences=words["sentences"]),
+        Block(figures=figures),
+        Block(title="All checkpoints", table=_table(document)),
+        Block(title="What a series cannot tell", sentences=[*words["limits"], *document["notes"]]),
+    ]
+    return Section(key="trajectory", title="How did it go?", short="How did it go?", blocks=blocks)
+
+
+def _brief(name: str) -> str:
+    return name if len(name) <= 12 else f"{name[:5]}…{name[-6:]}"
+
+
+def _table(document: Row) -> Table:
+    columns = ["checkpoint", "rotation °", "lower", "upper", "length", "shift harmful",
+               "shift harmless", "d′ change"]  # fmt: skip
+    rates = [
+        (key, title)
+        for key, title in (("refusal", "harmful refused %"), ("over_refusal", "harmless refused %"))
+        if any(point[key] is not None for point in document["checkpoints"])
+    ]
+    rows: list[tuple[Cell, ...]] = []
+    for point in document["checkpoints"]:
+        rows.append(
+            (
+                visible(point["name"]),
+                *ends(point["angle_band"] or point["angle"]),
+                point["shrinkage"]["value"],
+                point["translation"]["harmful"]["value"],
+                point["translation"]["harmless"]["value"],
+                point["d_prime_change"]["value"],
+                *(
+                    None if point[key] is None else ends(point[key]["tuned_rate"], 100.0)[0]
+                    for key, _ in rates
+                ),
+            )
+        )
+    return Table(columns=[*columns, *(title for _, title in rates)], rows=rows)
