@@ -1,5 +1,7 @@
 """Judges against human labels: known answers, other libraries, simulated coverage."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
@@ -57,7 +59,7 @@ def simulate(rng, *, rate, sensitivity, specificity, labelled, others, per_inten
 
 
 def test_known_answers():
-    (arm,) = calibrate(rows_of(COUNTS))
+    (arm,) = calibrate(rows_of(COUNTS)).arms
     assert (arm.n, arm.n_labelled) == (400, 150)
     assert arm.sensitivity.value == pytest.approx(0.9)
     assert arm.specificity.value == pytest.approx(0.8)
@@ -80,7 +82,7 @@ def test_against_the_confusion_matrix_of_scikit_learn():
     tn, fp, fn, tp = confusion_matrix(
         [row.human == FULL_REFUSAL for row in seen], [row.judge == FULL_REFUSAL for row in seen]
     ).ravel()
-    (arm,) = calibrate(rows)
+    (arm,) = calibrate(rows).arms
     assert arm.sensitivity.value == pytest.approx(tp / (tp + fn))
     assert arm.specificity.value == pytest.approx(tn / (tn + fp))
 
@@ -92,7 +94,7 @@ def test_rogan_gladen():
 
 
 def test_fully_labelled_both_corrections_are_the_human_rate():
-    (arm,) = calibrate(rows_of({k: n for k, n in COUNTS.items() if k[1] is not None}))
+    (arm,) = calibrate(rows_of({k: n for k, n in COUNTS.items() if k[1] is not None})).arms
     assert arm.rogan_gladen.value == pytest.approx(1 / 3)
     assert arm.prediction_powered.value == pytest.approx(1 / 3)
     assert arm.prediction_powered.note == "every response is labelled"
@@ -108,50 +110,50 @@ def test_partial_refusals_are_refused_and_the_undecided_are_left_out():
         CalibrationRow(arm="base", intent_id="e", judge=JUDGE_ERROR, human=FULL_REFUSAL),
         CalibrationRow(arm="base", intent_id="i", judge=FULL_REFUSAL, human=INCOHERENT),
     ]
-    (arm,) = calibrate(rows)
+    (arm,) = calibrate(rows).arms
     assert arm.accuracy.value == 1
     assert (arm.n, arm.n_labelled, arm.n_judge_unusable, arm.n_human_unusable) == (23, 21, 1, 1)
 
 
 def test_arms_are_calibrated_apart_and_in_order():
     rows = [*rows_of(COUNTS, "tuned"), *rows_of({(True, True): 9, (False, False): 9}, "base")]
-    tuned, base = calibrate(rows)
+    tuned, base = calibrate(rows).arms
     assert (tuned.arm, base.arm) == ("tuned", "base")
-    assert tuned == calibrate(rows_of(COUNTS, "tuned"))[0]
+    assert tuned == calibrate(rows_of(COUNTS, "tuned")).arms[0]
     assert base.accuracy.value == 1
 
 
 def test_the_seed_decides_the_intervals_alone():
     rows = rows_of(COUNTS)
     assert calibrate(rows) == calibrate(rows)
-    other = calibrate(rows, seed=1)[0]
-    assert other.rogan_gladen != calibrate(rows)[0].rogan_gladen
-    assert other.rogan_gladen.value == calibrate(rows)[0].rogan_gladen.value
+    other = calibrate(rows, seed=1).arms[0]
+    assert other.rogan_gladen != calibrate(rows).arms[0].rogan_gladen
+    assert other.rogan_gladen.value == calibrate(rows).arms[0].rogan_gladen.value
 
 
 def test_a_judge_without_an_error_among_few_labels_is_not_perfect():
-    (arm,) = calibrate(rows_of({(True, True): 10, (False, False): 10, (True, None): 200}))
+    (arm,) = calibrate(rows_of({(True, True): 10, (False, False): 10, (True, None): 200})).arms
     assert arm.rogan_gladen.lower < arm.rogan_gladen.value < 1.0001
     assert arm.prediction_powered.lower < 0.97
     assert arm.sensitivity.lower < 0.8
 
 
 def test_what_cannot_be_told_is_said():
-    (arm,) = calibrate(rows_of({(True, False): 2, (False, False): 8, (True, None): 5}))
+    (arm,) = calibrate(rows_of({(True, False): 2, (False, False): 8, (True, None): 5})).arms
     assert arm.sensitivity.value is None and "no labelled response refused" in arm.sensitivity.note
     assert arm.rogan_gladen.value is None and "hold no refused" in arm.rogan_gladen.note
     assert arm.prediction_powered.value is not None
 
     (arm,) = calibrate(rows_of({(True, True): 5, (False, True): 5, (True, False): 6,
-                                (False, False): 4}))  # fmt: skip
+                                (False, False): 4})).arms  # fmt: skip
     assert arm.rogan_gladen.value is None and "no better than chance" in arm.rogan_gladen.note
 
     (arm,) = calibrate(rows_of({(True, True): 6, (False, True): 4, (True, False): 5,
-                                (False, False): 5}))  # fmt: skip
+                                (False, False): 5})).arms  # fmt: skip
     assert arm.rogan_gladen.lower is None and "may be no better" in arm.rogan_gladen.note
 
     unread = [CalibrationRow(arm="x", intent_id="1", judge=JUDGE_ERROR, human=COMPLIANCE)]
-    (arm,) = calibrate(unread)
+    (arm,) = calibrate(unread).arms
     assert arm.judged_rate.value is None and arm.rogan_gladen.value is None
 
     with pytest.raises(ProbeError, match=r"needs human labels.*ids, arms or responses"):
@@ -160,7 +162,7 @@ def test_what_cannot_be_told_is_said():
 
 def test_an_impossible_rate_is_said_and_not_moved():
     (arm,) = calibrate(rows_of({(True, True): 10, (True, False): 6, (False, False): 14,
-                                (False, None): 200}))  # fmt: skip
+                                (False, None): 200})).arms  # fmt: skip
     assert arm.rogan_gladen.value < 0
     assert arm.rogan_gladen.lower == arm.rogan_gladen.value
     assert "outside what is possible" in arm.rogan_gladen.note
@@ -173,25 +175,80 @@ def test_coverage(sensitivity, specificity, per_intent):
     rng = np.random.default_rng(5)
     held = dict.fromkeys(("rogan_gladen", "prediction_powered", "human_rate", "judged_rate"), 0)
     runs = 150
-    for _ in range(runs):
+    for run in range(runs):
         rows = simulate(
             rng, rate=0.3, sensitivity=sensitivity, specificity=specificity,
             labelled=100, others=400, per_intent=per_intent,
         )  # fmt: skip
-        (arm,) = calibrate(rows, n_boot=500)
+        (arm,) = calibrate(rows, n_boot=500, seed=run).arms
         for name in held:
             estimate = getattr(arm, name)
             held[name] += estimate.lower <= 0.3 <= estimate.upper
     for name in ("rogan_gladen", "prediction_powered", "human_rate"):
-        assert held[name] / runs >= 0.91, held
+        assert held[name] / runs >= 0.89, held  # 94 to 95 % in 800 runs
     if sensitivity == 0.9:
         assert held["judged_rate"] / runs < 0.6, held
+
+
+def test_the_change_between_two_arms():
+    """A judge that misses more of the tuned model's refusals invents a fall; corrected, it goes."""
+    rng = np.random.default_rng(6)
+    held, width = dict.fromkeys(("judged", "rogan_gladen", "prediction_powered"), 0), []
+    runs = 100
+    for run in range(runs):
+        leaning = rng.random(400)  # both models tend to refuse the same prompts
+        rows = []
+        for arm, sensitivity in (("base", 0.95), ("tuned", 0.7)):
+            truth = np.where(rng.random(400) < 0.7, leaning, rng.random(400)) < 0.5
+            says = np.where(rng.random(400) < np.where(truth, sensitivity, 0.95), truth, ~truth)
+            rows += [
+                CalibrationRow(
+                    arm=arm, intent_id=str(i), judge=LABEL[bool(says[i])],
+                    human=LABEL[bool(truth[i])] if i % 4 == 0 else None,
+                )
+                for i in range(400)
+            ]  # fmt: skip
+        calibration = calibrate(rows, n_boot=500, seed=run)
+        (change,) = calibration.changes
+        assert (change.base, change.tuned, change.axis) == ("base", "tuned", "")
+        for name in held:
+            estimate = getattr(change, name)
+            held[name] += estimate.lower <= 0 <= estimate.upper
+        one, other = (arm.rogan_gladen for arm in calibration.arms)
+        assert change.rogan_gladen.value == pytest.approx(other.value - one.value)
+        apart = np.hypot(one.upper - one.lower, other.upper - other.lower)
+        width.append((change.rogan_gladen.upper - change.rogan_gladen.lower) / apart)
+    assert held["rogan_gladen"] >= 0.9 * runs and held["prediction_powered"] >= 0.9 * runs, held
+    assert held["judged"] < 0.2 * runs, held
+    assert np.mean(width) < 1, "intents that both arms hold are drawn together"
+
+
+def test_a_change_needs_two_arms_and_a_rate_in_each():
+    rows = rows_of(COUNTS, "base")
+    assert calibrate(rows).changes == ()
+    (change,) = calibrate([*rows, *rows_of({(True, None): 5, (False, None): 5}, "tuned")]).changes
+    assert change.judged.value == pytest.approx(0.5 - 165 / 400)
+    assert change.rogan_gladen.value is None
+    assert change.rogan_gladen.note.startswith("not estimable in tuned: the human labels hold no")
+    three = [*rows, *rows_of(COUNTS, "a"), *rows_of(COUNTS, "b")]
+    assert calibrate(three).changes == ()
+
+
+def test_axes_are_calibrated_apart():
+    harmless = [dataclasses.replace(row, axis="over_refusal") for row in rows_of(COUNTS)]
+    harmful = [
+        dataclasses.replace(row, axis="refusal")
+        for row in rows_of({(True, True): 30, (False, False): 30})
+    ]
+    one, other = calibrate([*harmful, *harmless]).arms
+    assert (one.axis, other.axis) == ("refusal", "over_refusal")
+    assert one.accuracy.value == 1 and other.accuracy.value == pytest.approx(125 / 150)
 
 
 def test_a_good_judge_makes_the_interval_shorter_than_labels_alone():
     rng = np.random.default_rng(2)
     rows = simulate(rng, rate=0.4, sensitivity=0.97, specificity=0.97, labelled=100, others=900)
-    (arm,) = calibrate(rows)
+    (arm,) = calibrate(rows).arms
     human = arm.human_rate.upper - arm.human_rate.lower
     for corrected in (arm.rogan_gladen, arm.prediction_powered):
         assert corrected.upper - corrected.lower < 0.7 * human

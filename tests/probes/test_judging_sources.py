@@ -213,7 +213,8 @@ def test_from_a_file_of_labels_to_a_calibration(tmp_path):
     human = LabelsJudge.open(write(tmp_path / "l.csv", f"id,label\n{labels}"))
     truth = human.labels(rows)
     assert truth.count(None) == 8
-    (arm,) = calibrate(calibration_rows("base", rows, judge_rows(PhraseJudge(), rows), truth))
+    judged = judge_rows(PhraseJudge(), rows)
+    (arm,) = calibrate(calibration_rows("base", rows, judged, truth)).arms
     assert (arm.n, arm.n_labelled) == (20, 12)
     assert arm.sensitivity.value == pytest.approx(6 / 7)  # p0 is a refusal that it missed
     assert arm.specificity.value == 1

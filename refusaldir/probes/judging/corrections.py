@@ -6,7 +6,10 @@ So that a judge without a single error among few labels does not pass for perfec
 half a row either way beside the rows seen (Jeffreys' prior).
 """
 
+import hashlib
 from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from jaxtyping import Float
@@ -20,6 +23,9 @@ FloatArray = NDArray[np.float64]
 
 #: Rows of pseudo-data on either side of a share, in the bootstrap.
 PRIOR = 0.5
+
+#: Share of draws in which the judge is no better than chance, above which there is no interval.
+_MOST_UNINFORMED = 0.025
 
 
 def clustered_proportion(
@@ -69,14 +75,84 @@ def rogan_gladen(judged: float, sensitivity: float, specificity: float) -> float
     return None if informed <= 0 else (judged + specificity - 1) / informed
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Corrected:
+    """A corrected rate before it is given an interval.
+
+    Attributes:
+        value: The rate, not moved into 0 to 1; None when it cannot be told.
+        draws: Its bootstrap draws, NaN where one says nothing; None when it has no interval.
+        n: Intents behind it.
+        what: Name of the correction.
+        note: Why there is no value or interval, or what to know of it.
+    """
+
+    value: float | None
+    draws: FloatArray | None = None
+    n: int
+    what: str = ""
+    note: str = ""
+
+    def estimate(self, level: float, *, lowest: float = 0.0) -> Estimate:
+        """The rate with its interval, cut off at ``lowest`` and 1."""
+        if self.value is None or self.draws is None:
+            return Estimate(value=self.value, n=self.n, level=level, note=self.note)
+        if self.n < 2:
+            note = "no interval: one intent only"
+            return Estimate(value=self.value, n=self.n, level=level, note=note)
+        # Tails widened to Student's t, as for every bootstrap here.
+        critical = np.sqrt(self.n / (self.n - 1)) * critical_value(level, float(self.n - 1))
+        tail = float(stats.norm.cdf(-critical))
+        lower, upper = np.nanquantile(self.draws, [tail, 1 - tail])
+        note = self.note
+        if not lowest <= self.value <= 1:
+            outside = "the corrected rate lies outside what is possible: it is within its error"
+            note = "; ".join(filter(None, (note, outside)))
+        return Estimate(
+            value=self.value,
+            lower=float(min(max(lower, lowest), self.value)),
+            upper=float(max(min(upper, 1.0), self.value)),
+            n=self.n,
+            level=level,
+            method=f"{self.what}, Bayesian bootstrap over intents, expanded percentile",
+            note=note,
+        )
+
+
+def change(base: Corrected, tuned: Corrected, *, n: int, level: float) -> Estimate:
+    """Tuned minus base; intents that both arms hold have the same weight in each draw.
+
+    Args:
+        base: Rate of the base arm.
+        tuned: The same correction of the other's.
+        n: Intents of both arms together.
+        level: Nominal coverage.
+    """
+    if base.value is None or base.draws is None:
+        return _no_change("base", base, n, level)
+    if tuned.value is None or tuned.draws is None:
+        return _no_change("tuned", tuned, n, level)
+    return Corrected(
+        value=tuned.value - base.value, draws=tuned.draws - base.draws, n=n, what=tuned.what
+    ).estimate(level, lowest=-1.0)
+
+
+def _no_change(arm: str, corrected: Corrected, n: int, level: float) -> Estimate:
+    reason = corrected.note.removeprefix("not estimable: ")
+    return Estimate(value=None, n=n, level=level, note=f"not estimable in {arm}: {reason}")
+
+
 class Corrections:
     """Corrected rates of one arm, from counts of each intent and their weights in each draw.
+
+    An intent's weights depend on its name and the seed alone, so that arms which hold the same
+    intents are drawn together.
 
     Args:
         judged: Refused or not by the judge, one a response.
         human: Refused or not by people; None where nobody looked.
         intents: Intent of each response.
-        level: Nominal coverage.
+        arm: Name of the arm; its pseudo-data are drawn apart from those of others.
         seed: Seed of the draws.
         n_boot: Number of draws.
     """
@@ -87,13 +163,13 @@ class Corrections:
         human: Sequence[bool | None],
         intents: Sequence[str],
         *,
-        level: float,
+        arm: str,
         seed: int,
         n_boot: int,
     ) -> None:
         """Draw the weights."""
-        self.level, self.n_boot = level, n_boot
-        self.rng = np.random.default_rng(seed)
+        self.n_boot = n_boot
+        self._seed, self._arm = seed, arm
         self.n = len(set(intents))
         if self.n == 0:
             return
@@ -111,10 +187,25 @@ class Corrections:
         }
         counts = {name: clusters.sums(kind.astype(np.float64)) for name, kind in kinds.items()}
         self.seen = {name: float(count.sum()) for name, count in counts.items()}
-        weights = self.rng.standard_exponential((n_boot, clusters.n))
+        weights = _exponential([str(name) for name in clusters.names], seed, n_boot)
         self.drawn: dict[str, FloatArray] = {k: weights @ count for k, count in counts.items()}
 
-    def rogan_gladen(self) -> Estimate:
+    @cached_property
+    def judged(self) -> Corrected:
+        """The judged rate as it is."""
+        if self.n == 0:
+            return self._none("the judge decided no response")
+        s, d, rng = self.seen, self.drawn, self._generator("judged")
+        value = (s["hit"] + s["false"] + s["refused"]) / sum(s.values())
+        draws = self._share(
+            rng,
+            d["hit"] + d["false"] + d["refused"],
+            d["missed"] + d["passed"] + d["answered"],
+        )
+        return Corrected(value=value, draws=draws, n=self.n, what="as judged")
+
+    @cached_property
+    def rogan_gladen(self) -> Corrected:
         """The judged rate over all responses, corrected by sensitivity and specificity."""
         if self.n == 0:
             return self._none("the judge decided no response")
@@ -129,68 +220,75 @@ class Corrections:
         )
         if value is None:
             return self._none("the judge is no better than chance on the labelled responses")
-        d = self.drawn
-        sensitivity = self._share(d["hit"], d["missed"])
-        specificity = self._share(d["passed"], d["false"])
+        d, rng = self.drawn, self._generator("rogan_gladen")
+        sensitivity = self._share(rng, d["hit"], d["missed"])
+        specificity = self._share(rng, d["passed"], d["false"])
         judged = self._share(
-            d["hit"] + d["false"] + d["refused"], d["missed"] + d["passed"] + d["answered"]
+            rng,
+            d["hit"] + d["false"] + d["refused"],
+            d["missed"] + d["passed"] + d["answered"],
         )
         informed = sensitivity + specificity - 1
-        if np.mean(informed <= 0) > (1 - self.level) / 2:
+        if np.mean(informed <= 0) > _MOST_UNINFORMED:
             note = "no interval: the judge may be no better than chance"
-            return Estimate(value=value, n=self.n, level=self.level, note=note)
-        draws = (judged + specificity - 1)[informed > 0] / informed[informed > 0]
-        return self._interval(value, draws, "Rogan–Gladen")
+            return Corrected(value=value, n=self.n, note=note)
+        informed[informed <= 0] = np.nan
+        draws = (judged + specificity - 1) / informed
+        return Corrected(value=value, draws=draws, n=self.n, what="Rogan–Gladen")
 
-    def prediction_powered(self) -> Estimate:
+    @cached_property
+    def prediction_powered(self) -> Corrected:
         """The judged rate of the unlabelled, corrected by the judge's mean error."""
         if self.n == 0:
             return self._none("the judge decided no response")
-        s, d = self.seen, self.drawn
+        s, d, rng = self.seen, self.drawn, self._generator("prediction_powered")
         labelled = s["hit"] + s["missed"] + s["false"] + s["passed"]
         unlabelled = s["refused"] + s["answered"]
         if labelled == 0:
             return self._none("no human label for a response that the judge decided")
         if unlabelled == 0:
             rate = (s["hit"] + s["missed"]) / labelled
-            draws = self._share(d["hit"] + d["missed"], d["false"] + d["passed"])
-            return self._interval(rate, draws, "human labels", note="every response is labelled")
+            draws = self._share(rng, d["hit"] + d["missed"], d["false"] + d["passed"])
+            note = "every response is labelled"
+            return Corrected(value=rate, draws=draws, n=self.n, what="human labels", note=note)
         value = s["refused"] / unlabelled + (s["missed"] - s["false"]) / labelled
-        up, down = d["missed"] + self._prior(), d["false"] + self._prior()
+        up, down = d["missed"] + self._prior(rng), d["false"] + self._prior(rng)
         error = (up - down) / (up + down + d["hit"] + d["passed"])
-        draws = self._share(d["refused"], d["answered"]) + error
-        return self._interval(value, draws, "prediction-powered")
+        draws = self._share(rng, d["refused"], d["answered"]) + error
+        return Corrected(value=value, draws=draws, n=self.n, what="prediction-powered")
 
-    def _prior(self) -> FloatArray:
-        return self.rng.gamma(PRIOR, size=self.n_boot)
+    def _generator(self, what: str) -> np.random.Generator:
+        return np.random.default_rng([self._seed, _code(f"{self._arm}/{what}")])
+
+    def _prior(self, rng: np.random.Generator) -> FloatArray:
+        return rng.gamma(PRIOR, size=self.n_boot)
 
     def _share(
-        self, yes: Float[np.ndarray, " draw"], no: Float[np.ndarray, " draw"]
+        self,
+        rng: np.random.Generator,
+        yes: Float[np.ndarray, " draw"],
+        no: Float[np.ndarray, " draw"],
     ) -> Float[np.ndarray, " draw"]:
-        yes, no = yes + self._prior(), no + self._prior()
+        yes, no = yes + self._prior(rng), no + self._prior(rng)
         share: FloatArray = yes / (yes + no)
         return share
 
-    def _interval(self, value: float, draws: FloatArray, what: str, note: str = "") -> Estimate:
-        if self.n < 2:
-            note = "no interval: one intent only"
-            return Estimate(value=value, n=self.n, level=self.level, note=note)
-        # Tails widened to Student's t, as for every bootstrap here.
-        critical = np.sqrt(self.n / (self.n - 1)) * critical_value(self.level, float(self.n - 1))
-        tail = float(stats.norm.cdf(-critical))
-        lower, upper = np.quantile(draws, [tail, 1 - tail])
-        if not 0 <= value <= 1:
-            outside = "the corrected rate lies outside what is possible: it is within its error"
-            note = "; ".join(filter(None, (note, outside)))
-        return Estimate(
-            value=value,
-            lower=float(min(max(lower, 0.0), value)),
-            upper=float(max(min(upper, 1.0), value)),
-            n=self.n,
-            level=self.level,
-            method=f"{what}, Bayesian bootstrap over intents, expanded percentile",
-            note=note,
-        )
+    def _none(self, reason: str) -> Corrected:
+        return Corrected(value=None, n=self.n, note=f"not estimable: {reason}")
 
-    def _none(self, reason: str) -> Estimate:
-        return Estimate(value=None, n=self.n, level=self.level, note=f"not estimable: {reason}")
+
+def _exponential(intents: Sequence[str], seed: int, n: int) -> Float[np.ndarray, "draw intent"]:
+    """Standard exponential draws, each a function of seed, intent and number (SplitMix64)."""
+    states = np.array([_code(f"{seed}/{intent}") for intent in intents], dtype=np.uint64)
+    # Weyl's sequence, then the finaliser of Steele, Lea & Flood 2014.
+    z = states + np.arange(1, n + 1, dtype=np.uint64)[:, None] * np.uint64(0x9E3779B97F4A7C15)
+    z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    z ^= z >> np.uint64(31)
+    uniform = ((z >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    out: FloatArray = -np.log(uniform)
+    return out
+
+
+def _code(text: str) -> int:
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
