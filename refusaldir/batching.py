@@ -152,7 +152,7 @@ def run_batches(
     sequences: Sequence[Sequence[int]],
     step: Callable[[TokenBatch, DynamicCache | None], T],
     *,
-    tail: int = 1,
+    tail: int | Sequence[int] = 1,
     skip: Collection[int] = frozenset(),
     batch_size: int | None = None,
     stop_after: tuple[str, int] | None = None,
@@ -163,7 +163,7 @@ def run_batches(
         model: The model the prefix is run on.
         sequences: Token ids of every prompt.
         step: Called with a batch and the prefix cache expanded over it (None without one).
-        tail: How many tokens at the end of every prompt must be in the suffix.
+        tail: How many tokens at the end of every prompt, or of each, must be in the suffix.
         skip: Indices not to run.
         batch_size: Rows a batch; None finds a good number of tokens by itself.
         stop_after: Passed on when the prefix is run.
@@ -179,17 +179,19 @@ def run_batches(
     if not todo:
         return
     lengths = {i: len(sequences[i]) for i in todo}
-    shortest = min(lengths.values())
-    if shortest < tail:
+    tails = {i: tail if isinstance(tail, int) else tail[i] for i in todo}
+    scarcest = min(todo, key=lambda i: lengths[i] - tails[i])
+    room = lengths[scarcest] - tails[scarcest]
+    if room < 0:
         raise CaptureError(
             "A prompt has fewer tokens than the positions asked for",
-            expected=f"at least {tail} tokens",
-            got=f"{shortest} tokens",
+            expected=f"at least {tails[scarcest]} tokens",
+            got=f"{lengths[scarcest]} tokens",
             next_step="Ask for positions nearer to the end, or drop the shortest prompts",
         )
     shared = 0
     if len(todo) > 1:
-        shared = min(common_prefix_length([sequences[i] for i in todo]), shortest - tail)
+        shared = min(common_prefix_length([sequences[i] for i in todo]), room)
     prefix = SharedPrefix(model, sequences[todo[0]][:shared], stop_after=stop_after)
     order = sorted(todo, key=lambda i: (-lengths[i], i))
     budget = Budget(model.device.type)
