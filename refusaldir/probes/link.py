@@ -216,7 +216,7 @@ def _notes(curves: Sequence[RefusalCurve], beyond: float, left_out: int) -> list
             )
     if beyond > _MUCH_BEYOND:
         notes.append(
-            f"{beyond:.0%} of tuned's projections lie outside the range of base's, where "
+            f"{100 * beyond:.0f} % of tuned's projections lie outside the range of base's, where "
             "base's curve is extended, not observed: the parts rest on its form there"
         )
     if left_out:
@@ -390,7 +390,7 @@ class _Split:
             axis=axis,
             group=group,
             n=int(chosen.sum()),
-            observed=estimate(observed, observed_left, note=""),
+            observed=self._observed(estimate(observed, observed_left, note="")),
             modelled=estimate(whole["modelled"], without["modelled"]),
             encoding=estimate(whole["encoding"], without["encoding"]),
             readout=estimate(whole["readout"], without["readout"]),
@@ -398,6 +398,14 @@ class _Split:
             shift=estimate(*plain["shift"], note="", bound=np.inf),
             rates={} if note else dict(zip(keys, means[:, :, 0].ravel().tolist(), strict=True)),
         )
+
+    @staticmethod
+    def _observed(change: Estimate) -> Estimate:
+        """A change of outcomes; that all are alike is no reason to be sure."""
+        if change.lower is None or change.lower != change.upper:
+            return change
+        note = "no interval: the change is the same in every intent"
+        return Estimate(value=change.value, n=change.n, level=change.level, note=note)
 
     def _mean(self, change: FloatArray, chosen: BoolArray) -> tuple[float, FloatArray]:
         """Mean over the prompts, and without each cluster."""

@@ -1,6 +1,6 @@
-"""Figures of a diff document: drift by layer, and behaviour by category.
+"""Figures of a diff document: drift by layer, prompts in a plane, behaviour, and its link to drift.
 
-Both are built with matplotlib's object interface, never through ``pyplot``, and need no display.
+They are built with matplotlib's object interface, never through ``pyplot``, and need no display.
 Colours are Okabe and Ito's, which people with colour-vision deficiencies can tell apart; every
 pair of series also differs in line style or marker, so that the figures survive a
 black-and-white printer. matplotlib is imported only when a figure is drawn.
@@ -13,9 +13,18 @@ from typing import Any
 from refusaldir.report.behaviour_figure import behaviour_figure, has_behaviour
 from refusaldir.report.canvas import save_figure
 from refusaldir.report.drift_figure import drift_figure
+from refusaldir.report.geometry_figure import geometry_figure, has_views
+from refusaldir.report.link_figure import has_link, link_figure
 from refusaldir.report.text import model_names, visible
 
-__all__ = ["behaviour_figure", "drift_figure", "save_figure", "write_figures"]
+__all__ = [
+    "behaviour_figure",
+    "drift_figure",
+    "geometry_figure",
+    "link_figure",
+    "save_figure",
+    "write_figures",
+]
 
 Row = Mapping[str, Any]
 
@@ -25,7 +34,8 @@ def write_figures(document: Row, folder: str | Path) -> tuple[Path, ...]:
 
     Args:
         document: A diff document.
-        folder: Where ``drift.png``, ``drift.svg``, ``behaviour.png`` and ``behaviour.svg`` go.
+        folder: Where ``drift``, ``geometry``, ``behaviour`` and ``link`` go, each as ``.png`` and
+            ``.svg``.
 
     Returns:
         The paths written.
@@ -42,6 +52,15 @@ def write_figures(document: Row, folder: str | Path) -> tuple[Path, ...]:
         title=f"Refusal-direction drift by layer, {names}",
         description=f"Four charts over layers. {words}",
     )
+    if has_views(document):
+        paths += save_figure(
+            geometry_figure(document),
+            folder / "geometry",
+            title=f"Prompts of both models in one plane, {names}",
+            description="Harmful and harmless prompts in base and in tuned, a line from each "
+            "prompt's place in base to that in tuned. "
+            + visible(" ".join(f"{v['method']}: {v['note']}." for v in document["drift"]["views"])),
+        )
     if has_behaviour(document):
         paths += save_figure(
             behaviour_figure(document),
@@ -49,5 +68,14 @@ def write_figures(document: Row, folder: str | Path) -> tuple[Path, ...]:
             title=f"Refusals by category, {names}",
             description="Refusal rates of both models by category. "
             + visible(" ".join(document["verdict"]["behaviour"])),
+        )
+    if has_link(document):
+        paths += save_figure(
+            link_figure(document),
+            folder / "link",
+            title=f"Refusal and the projection on base's direction, {names}",
+            description="Chance of a refusal at each projection in both models, their projections, "
+            "and the change of refusals taken apart. "
+            + visible(" ".join(document["behaviour"]["link"]["sentences"])),
         )
     return paths

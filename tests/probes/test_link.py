@@ -146,9 +146,11 @@ def test_the_same_model_twice_has_no_parts():
     data = pair(30)
     data["tuned_z"], data["tuned_refused"] = data["base_z"], data["base_refused"]
     for parts in link_to_mechanism(**data).axes:
-        for estimate in (parts.observed, parts.encoding, parts.readout):
+        for estimate in (parts.encoding, parts.readout):
             assert estimate.value == pytest.approx(0, abs=1e-12)
             assert inside(estimate, 0)
+        assert parts.observed.value == 0 and parts.observed.lower is None
+        assert "the same in every intent" in parts.observed.note
 
 
 def test_no_change_holds_zero_and_intervals_cover():

@@ -8,6 +8,7 @@ import xml.etree.ElementTree as ET
 import matplotlib
 import numpy as np
 import pytest
+from drawn import assert_legible
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,22 +21,6 @@ from refusaldir.report.text import AXIS_TITLES, category_order
 
 SVG = "{http://www.w3.org/2000/svg}"
 SIZES = [(30, 12), (80, 44), (1, 1)]
-
-
-def texts(figure):
-    """Every text a figure draws; axes keep more tick labels than those in view."""
-    figure.draw_without_rendering()
-    ticks, shown = set(), set()
-    for axes in figure.axes:
-        for axis in (axes.xaxis, axes.yaxis):
-            for tick in (*axis.get_major_ticks(), *axis.get_minor_ticks()):
-                ticks |= {tick.label1, tick.label2}
-            shown |= {tick.label1 for tick in axis._update_ticks()}
-    return [
-        text
-        for text in figure.findobj(matplotlib.text.Text)
-        if text.get_visible() and text.get_text() and (text not in ticks or text in shown)
-    ]
 
 
 def column(rows, *keys):
@@ -230,19 +215,7 @@ def test_without_behaviour_there_is_one_figure(make_document, tmp_path):
 def test_all_text_is_at_least_8_points_inside_the_page_and_apart(make_document, layers, categories):
     document = make_document(layers, categories, lost=0, names=("a" * 40, "b" * 60))
     for figure in (drift_figure(document), behaviour_figure(document)):
-        page = figure.bbox
-        free = []
-        for text in texts(figure):
-            assert text.get_fontsize() >= 8
-            box = text.get_window_extent()
-            assert page.x0 <= box.x0 and box.x1 <= page.x1, text.get_text()
-            assert page.y0 <= box.y0 and box.y1 <= page.y1, text.get_text()
-            free.append((box, text.get_text()))
-        for i, (box, text) in enumerate(free):
-            for other, name in free[:i]:
-                wide = min(box.x1, other.x1) - max(box.x0, other.x0)
-                high = min(box.y1, other.y1) - max(box.y0, other.y0)
-                assert wide <= 1 or high <= 3, (text, name)
+        assert_legible(figure)
 
 
 @pytest.mark.parametrize("layers, categories", [(30, 12), (1, 1)])
