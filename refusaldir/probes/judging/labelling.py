@@ -58,7 +58,8 @@ def add_judges(
     noted = journal.open(force=True)
     try:
         for judge in judges:
-            known = said.get(judge.version, [nothing] * len(rows))
+            # Of a judge that is not among the file's, rows that an earlier plan had may hold labels.
+            known = said.get(judge.version) or [b.get(judge.version, nothing) for b in before]
             said[judge.version] = _ask(judge, rows, known, noted, journal, on_labelled)
         labelled = relabelled(behaviour, _first(primary, said), stand=_standing(said))
         if path is not None and labelled != behaviour:
