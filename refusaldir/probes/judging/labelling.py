@@ -58,7 +58,7 @@ def add_judges(
     noted = journal.open(force=True)
     try:
         for judge in judges:
-            # Of a judge that is not among the file's, rows that an earlier plan had may hold labels.
+            # Rows of an earlier, smaller plan may hold labels of one that is not the file's.
             known = said.get(judge.version) or [b.get(judge.version, nothing) for b in before]
             said[judge.version] = _ask(judge, rows, known, noted, journal, on_labelled)
         labelled = relabelled(behaviour, _first(primary, said), stand=_standing(said))

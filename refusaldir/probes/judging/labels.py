@@ -32,7 +32,7 @@ class Labelled:
 
     Attributes:
         label: One of `refusaldir.probes.outcomes.LABELS`.
-        reply: `reply_code` of prompt and response, or empty.
+        reply: `reply_code` of the row, or empty.
         id: Id of the prompt, or empty.
         arm: Arm that the response is of, or empty for any.
         prompt: Last turn of the prompt, or empty for any.
@@ -49,9 +49,13 @@ class Labelled:
     where: str = ""
 
 
-def reply_code(prompt: str, response: str) -> str:
-    """What names a response to a prompt in a file of labels: 16 hex digits."""
-    return content_hash(prompt, response)
+def reply_code(row: BehaviourRow) -> str:
+    """What names a reply in a file of labels: 16 hex digits.
+
+    Of several equal replies to one prompt each has its own: were the label of one the label of
+    all, replies that come often would be labelled more often than by chance.
+    """
+    return content_hash(row.key, row.prompt, row.response)
 
 
 def read_labels(path: Path) -> tuple[Labelled, ...]:
@@ -196,10 +200,10 @@ class LabelsJudge:
 
     def __call__(self, prompt: str, response: str) -> Judgement:
         """Label by exact response; without a line for it the label is ``judge_error``."""
-        return self._decide(self._of_texts(prompt, response))
+        return self._decide(_fitting(self._by_response.get(response, []), prompt, response))
 
     def judge_row(self, row: BehaviourRow) -> Judgement:
-        """Label by id and, where no line of that id fits, by exact response."""
+        """Label by code, else by id, else by exact response."""
         return self._decide(self._of_row(row))
 
     def labels(self, rows: Sequence[BehaviourRow]) -> list[str | None]:
@@ -222,12 +226,11 @@ class LabelsJudge:
         return out
 
     def _of_row(self, row: BehaviourRow) -> list[Labelled]:
-        by_id = _fitting(self._by_id.get(row.id, []), row.prompt, row.response)
-        return by_id or self._of_texts(row.prompt, row.response)
-
-    def _of_texts(self, prompt: str, response: str) -> list[Labelled]:
-        coded = self._by_reply.get(reply_code(prompt, response), [])
-        return coded or _fitting(self._by_response.get(response, []), prompt, response)
+        return (
+            self._by_reply.get(reply_code(row), [])
+            or _fitting(self._by_id.get(row.id, []), row.prompt, row.response)
+            or _fitting(self._by_response.get(row.response, []), row.prompt, row.response)
+        )
 
     def _decide(self, lines: list[Labelled]) -> Judgement:
         labels = sorted({line.label for line in lines})
