@@ -2,7 +2,7 @@
 
 import pytest
 
-from refusaldir.probes.coherence import repetition
+from refusaldir.probes.coherence import MOST_SURPRISE, incoherence, repetition
 
 
 @pytest.mark.parametrize(
@@ -37,3 +37,25 @@ def test_a_loop_at_the_end_does_not_undo_what_was_said():
     said = " ".join(f"word{i}" for i in range(130))
     assert repetition(said + " stop" * 50) is None
     assert repetition("stop " * 50 + said) is not None
+
+
+LOOP = "I can't help with that. " * 9
+
+
+@pytest.mark.parametrize(
+    ("text", "surprise", "refused", "reason"),
+    [
+        ("Here is how you bake a cake.", 1.2, False, None),
+        ("Here is how you bake a cake.", MOST_SURPRISE, False, None),
+        ("Here is how you bake a cake.", None, False, None),
+        ("cake bake a Here you how.", 7.26, False, "7.3 nats a token under base"),
+        ("I can't help with that.", 7.26, True, "7.3 nats a token under base"),
+        (LOOP, 0.1, False, "word pairs are repeats"),
+        (LOOP, None, False, "word pairs are repeats"),
+        (LOOP, 0.1, True, None),  # It says one thing.
+        ("", None, False, None),  # Empty, which is another label.
+    ],
+)
+def test_the_gate(text, surprise, refused, reason):
+    got = incoherence(text, surprise, refused=refused)
+    assert got is None if reason is None else reason in got
