@@ -12,7 +12,7 @@ import typer
 from refusaldir import __version__
 from refusaldir.errors import RefusaldirError
 
-from . import diff, direction, extract, gate, layers, plan, select, show
+from . import diff, direction, extract, gate, layers, plan, select, show, view
 
 app = typer.Typer(
     name="refusaldir",
@@ -31,6 +31,7 @@ app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
 app.command("layers", epilog=layers.EXAMPLES)(layers.layers)
 app.command("gate", epilog=gate.EXAMPLES)(gate.gate)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
+app.command("view", epilog=view.EXAMPLES)(view.view)
 app.command("show", epilog=show.EXAMPLES)(show.show)
 app.add_typer(direction.app, name="direction")
 

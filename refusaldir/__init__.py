@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import which_layers as which_layers
     from refusaldir.pipeline.planning import Planned as Planned
     from refusaldir.pipeline.planning import plan as plan
+    from refusaldir.pipeline.viewing import Viewed as Viewed
+    from refusaldir.pipeline.viewing import view as view
     from refusaldir.prompts.load import load_prompts as load_prompts
     from refusaldir.store import Capture as Capture
 
@@ -45,6 +47,7 @@ _HOMES = {
     "RefusaldirError": "refusaldir.errors",
     "Selected": "refusaldir.pipeline",
     "Series": "refusaldir.pipeline",
+    "Viewed": "refusaldir.pipeline.viewing",
     "diff": "refusaldir.pipeline",
     "diff_series": "refusaldir.pipeline",
     "extract": "refusaldir.pipeline",
@@ -54,6 +57,7 @@ _HOMES = {
     "plan": "refusaldir.pipeline.planning",
     "read_direction": "refusaldir.pipeline",
     "select": "refusaldir.pipeline",
+    "view": "refusaldir.pipeline.viewing",
     "which_layers": "refusaldir.pipeline",
 }
 
@@ -70,6 +74,7 @@ __all__ = [
     "RefusaldirError",
     "Selected",
     "Series",
+    "Viewed",
     "diff",
     "diff_series",
     "extract",
@@ -79,6 +84,7 @@ __all__ = [
     "plan",
     "read_direction",
     "select",
+    "view",
     "which_layers",
 ]
 

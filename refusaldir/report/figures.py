@@ -13,7 +13,7 @@ from typing import Any
 from refusaldir.report.behaviour_figure import behaviour_figure, has_behaviour
 from refusaldir.report.canvas import save_figure
 from refusaldir.report.drift_figure import drift_figure
-from refusaldir.report.geometry_figure import geometry_figure, has_views
+from refusaldir.report.geometry_figure import geometry_figure, has_views, write_geometry_figure
 from refusaldir.report.link_figure import has_link, link_figure
 from refusaldir.report.text import model_names, visible
 
@@ -53,14 +53,7 @@ def write_figures(document: Row, folder: str | Path) -> tuple[Path, ...]:
         description=f"Four charts over layers. {words}",
     )
     if has_views(document):
-        paths += save_figure(
-            geometry_figure(document),
-            folder / "geometry",
-            title=f"Prompts of both models in one plane, {names}",
-            description="Harmful and harmless prompts in base and in tuned, a line from each "
-            "prompt's place in base to that in tuned. "
-            + visible(" ".join(f"{v['method']}: {v['note']}." for v in document["drift"]["views"])),
-        )
+        paths += write_geometry_figure(document, folder)
     if has_behaviour(document):
         paths += save_figure(
             behaviour_figure(document),

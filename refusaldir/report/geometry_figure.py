@@ -1,6 +1,7 @@
 """The figure of both models' prompts in one plane."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusaldir.report.canvas import (
@@ -11,6 +12,7 @@ from refusaldir.report.canvas import (
     WIDTH,
     footnote,
     heading,
+    save_figure,
     style,
     wrap,
 )
@@ -79,6 +81,23 @@ def geometry_figure(document: Row) -> "Figure":
             *dict.fromkeys(f"{_name(view)}: {visible(view['note'])}." for view in views),
         )
         return figure
+
+
+def write_geometry_figure(document: Row, folder: str | Path) -> tuple[Path, Path]:
+    """Draw and write ``geometry.png`` and ``geometry.svg``.
+
+    Raises:
+        StoreError: A file cannot be written.
+    """
+    views = document["drift"]["views"]
+    return save_figure(
+        geometry_figure(document),
+        Path(folder) / "geometry",
+        title=f"Prompts of both models in one plane, {model_names(document)}",
+        description="Harmful and harmless prompts in base and in tuned, a line from each prompt's "
+        "place in base to that in tuned. "
+        + visible(" ".join(f"{_name(v)} at {_where(v)}: {v['note']}." for v in views)),
+    )
 
 
 def _where(view: Row) -> str:
