@@ -22,7 +22,7 @@ def gate(
     file: Annotated[
         Path,
         typer.Argument(
-            help="A diff.json with behaviour, or its folder.",
+            help="A diff.json with behaviour, a behaviour.json, or their folder.",
             metavar="DIFF.json",
             show_default=False,
         ),
@@ -39,7 +39,8 @@ def gate(
     category: Annotated[
         list[str] | None,
         typer.Option(
-            help="Most that they may fall in one category, e.g. medical=3pp. Repeat for more.",
+            help="Most that they may fall in one category, or else domain, e.g. medical=3pp. "
+            "Repeat for more.",
             metavar="NAME=LIMIT",
             show_default=False,
         ),
@@ -66,7 +67,7 @@ def gate(
     A limit passes when the whole interval of the change lies within it
     and fails when all of it lies beyond. Loads no model.
     """
-    from refusaldir.report.document import load_document
+    from refusaldir.report.behaviour_document import load_compared
     from refusaldir.report.files import write_atomic
     from refusaldir.report.gate import Limit, parse_category, parse_share
     from refusaldir.report.gate import gate as hold
@@ -78,14 +79,14 @@ def gate(
     limits = []
     if max_drop is not None:
         most = parse_share(max_drop, "--max-drop")
-        limits.append(Limit(axis="refusal", category=None, most=most))
+        limits.append(Limit(axis="refusal", most=most))
     for text in category or ():
         name, most = parse_category(text, "--category")
-        limits.append(Limit(axis="refusal", category=name, most=most))
+        limits.append(Limit(axis="refusal", group=name, most=most))
     if max_over_refusal is not None:
         most = parse_share(max_over_refusal, "--max-over-refusal")
-        limits.append(Limit(axis="over_refusal", category=None, most=most))
-    found = hold(load_document(file / "diff.json" if file.is_dir() else file), limits)
+        limits.append(Limit(axis="over_refusal", most=most))
+    found = hold(load_compared(file), limits)
     if junit is not None:
         write_atomic(junit, junit_xml(found))
     put(found.to_dict(), gate_report, json=json)

@@ -1,7 +1,7 @@
 """Base and tuned side by side: settled before anything is run, then measured and compared."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ from refusaldir.drift.comparable import require_comparable
 from refusaldir.drift.handle import ARMS
 from refusaldir.errors import OutputExistsError
 from refusaldir.pipeline.arm import Arm, Terms
+from refusaldir.pipeline.battery import Battery
 from refusaldir.pipeline.choices import Choices, Side
 from refusaldir.pipeline.measurement import Known, Measurement
 from refusaldir.pipeline.precision import Alike, precision_document, require_allowed
@@ -20,7 +21,8 @@ from refusaldir.store import Capture
 if TYPE_CHECKING:
     from refusaldir.drift.result import DriftResult
     from refusaldir.pipeline.layer_choices import LayersFound
-    from refusaldir.probes.compare import BehaviourComparison
+    from refusaldir.probes.category_link import Measure
+    from refusaldir.probes.comparison import BehaviourComparison
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +59,7 @@ class Pair:
     Attributes:
         choices: How.
         terms: What both have in common.
+        battery: What both are asked; None where behaviour is not measured.
         base: Base, in its own precision.
         tuned: Tuned.
         alike: Base in tuned's precision, where the two differ.
@@ -66,6 +69,7 @@ class Pair:
 
     choices: Choices
     terms: Terms
+    battery: Battery | None
     base: Arm
     tuned: Arm
     alike: Alike | None
@@ -74,7 +78,14 @@ class Pair:
 
     @classmethod
     def settle(
-        cls, choices: Choices, terms: Terms, base: Arm, given: tuple[Side, Side], *, specs: bool
+        cls,
+        choices: Choices,
+        terms: Terms,
+        battery: Battery | None,
+        base: Arm,
+        given: tuple[Side, Side],
+        *,
+        specs: bool,
     ) -> "Pair":
         """Resolve tuned and check that the two can be compared, before anything is run.
 
@@ -90,6 +101,7 @@ class Pair:
         return cls(
             choices=choices,
             terms=terms,
+            battery=battery,
             base=base,
             tuned=tuned,
             alike=Alike.find(base, tuned, terms, choices.batch_size, choices.store),
@@ -102,12 +114,6 @@ class Pair:
         """Base as it may be compared: in its own precision, and in tuned's where they differ."""
         alike = None if self.alike is None else self.alike.arm
         return (self.base,) if alike is None else (alike, self.base)
-
-    @property
-    def probe(self) -> bool:
-        """Whether behaviour is measured."""
-        asked = self.choices.behaviour
-        return asked == "on" or (asked == "auto" and self.specs)
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -124,11 +130,11 @@ class Pair:
             "system": terms.rendering.system,
             "thinking": terms.rendering.thinking,
             "follow_nearest": choices.follow_nearest,
-            "behaviour": self.probe,
-            "max_new_tokens": choices.max_new_tokens,
+            "behaviour": self.battery is not None,
             "refusal_tokens": None if tokens is None else list(tokens),
             "allow_dtype_mismatch": choices.allow_dtype_mismatch,
             "seed": choices.seed,
+            **({} if self.battery is None else self.battery.settings),
         }
 
     def finished(self, folder: Path) -> "tuple[dict[str, Any], Arm] | None":
@@ -192,9 +198,11 @@ class Pair:
             select=choices.by_cause and (choices.select == "on" or self.specs),
             read_select=choices.by_cause,
             follow_nearest=choices.follow_nearest,
-            probe=self.probe,
+            hook=choices.hook,
+            position=choices.position,
+            seed=choices.seed,
+            battery=self.battery,
             refusal_tokens=choices.refusal_tokens,
-            max_new_tokens=choices.max_new_tokens,
             batch_size=choices.batch_size,
             folder=folder,
             base_folder=folder if base_folder is None else base_folder,
@@ -206,13 +214,13 @@ class Pair:
         return self._conclude(measurement, own, alike)
 
     def _conclude(self, done: Measurement, own: Arm, alike: Alike | None) -> Diff:
-        """Compute what the captures and responses say and write it down."""
+        """Compute what the captures and replies say and write it down."""
         from refusaldir.drift.compare import compare
-        from refusaldir.probes.compare import compare_behaviour
+        from refusaldir.pipeline.link import category_measures
         from refusaldir.report.document import build_document, write_json
         from refusaldir.report.figures import write_figures
 
-        choices, arms, folder, responses = self.choices, done.arms, done.folder, done.responses
+        choices, arms, folder = self.choices, done.arms, done.folder
         with Capture.open(arms[0].path) as base, Capture.open(arms[1].path) as tuned:
             drift = compare(
                 base,
@@ -224,6 +232,7 @@ class Pair:
                 allow_dtype_mismatch=choices.allow_dtype_mismatch,
                 progress=lambda count, total: done.progress("Compare layers", count, total),
             )
+            measures = category_measures(base, tuned, drift) if done.runs else ()
         if not drift.base.template.post_tokens:
             note = "the template puts nothing after the instruction, so there is no position there"
             drift = replace(drift, notes=(*drift.notes, note))
@@ -232,9 +241,7 @@ class Pair:
             precision = precision_document(
                 own, alike, arms[1], drift.site.site, level=drift.level, seed=choices.seed
             )
-        behaviour = None
-        if responses:
-            behaviour = compare_behaviour(responses["base"], responses["tuned"], seed=choices.seed)
+        behaviour = None if not done.runs else self._behaviour(done, drift.level, measures)
         document = build_document(
             drift,
             behaviour,
@@ -246,13 +253,26 @@ class Pair:
         # Last, so that a folder with a diff.json is complete.
         written = {"diff.json": write_json(document, folder / "diff.json")}
         written |= {path.name: path for path in figures}
-        if responses:
-            for arm, place in zip(arms, (done.base_folder, folder), strict=True):
-                name = f"responses-{arm.role}.jsonl"
-                written[name] = place / name
+        for role, run in done.runs.items():
+            written |= {f"{role}/{name}": path for name, path in run.files.items()}
         return Diff(
             document=document, drift=drift, behaviour=behaviour, folder=folder, files=written
         )
+
+    def _behaviour(
+        self, done: Measurement, level: float, measures: "Sequence[Measure]"
+    ) -> "BehaviourComparison":
+        """Compare the replies, and sum up each model's own."""
+        from refusaldir.probes.comparison import compare_runs
+        from refusaldir.probes.run_link import link_runs
+
+        base, tuned = (done.runs[role].run for role in ARMS)
+        seed = self.choices.seed
+        link = link_runs(base, tuned, level=level, seed=seed, measures=measures)
+        found = compare_runs(base, tuned, level=level, seed=seed, link=link)
+        for run in done.runs.values():
+            run.summarise(self.settings)
+        return found
 
 
 def make_folder(folder: Path) -> None:

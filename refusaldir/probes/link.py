@@ -57,7 +57,7 @@ class LinkParts:
         group: The group of prompts: a category or a turn; None for all of the axis.
         n: Prompts where both responses could be judged.
         observed: Change of the refusal rate, tuned − base, with an interval made as those of its
-            parts are, so that they can be compared (`refusaldir.probes.compare` has Tango's).
+            parts are, so that they can be compared (`refusaldir.probes.comparison` has Tango's).
         modelled: Change that the two curves imply; ``encoding + readout`` exactly.
         encoding: Part of it because z moved.
         readout: Part of it because the same z is answered otherwise.

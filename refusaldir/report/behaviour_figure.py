@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from refusaldir.report.behaviour_verdict import responses
 from refusaldir.report.canvas import (
     BLACK,
     BLUE,
@@ -40,7 +41,7 @@ def behaviour_figure(document: Row) -> "Figure":
     come in the order of the change on harmful prompts, the largest drop first.
 
     Args:
-        document: A diff document whose ``behaviour`` is not null.
+        document: A diff or behaviour document whose ``behaviour`` is not null.
 
     Returns:
         The figure; `save_figure` writes it.
@@ -101,7 +102,8 @@ def has_behaviour(document: Row) -> bool:
 def _subtitle(document: Row) -> str:
     """Say which models and judge the rates come from."""
     behaviour = document["behaviour"]
-    return f"{model_names(document)} · judge: {behaviour['judge']} · one greedy response a prompt"
+    said = f"{responses(behaviour)} a prompt"
+    return f"{model_names(document)} · judge: {visible(behaviour['judge'])} · {said}"
 
 
 def _draw_dumbbells(axes: "Axes", axis: Row, where: Mapping[str | None, float], name: str) -> None:
@@ -114,7 +116,7 @@ def _draw_dumbbells(axes: "Axes", axis: Row, where: Mapping[str | None, float], 
     axes.grid(axis="x", color="#DDDDDD", lw=0.6)
     axes.text(1.04, 1.0, "n", transform=axes.transAxes, fontsize=8.5, color=GREY, va="bottom")
     rows: list[tuple[str | None, Row]] = [(None, axis["overall"])]
-    rows += [(row["category"], row) for row in axis["categories"]]
+    rows += [(row["name"], row) for row in axis["breakdowns"]["category"]["groups"]]
     for key, row in rows:
         y = where[key]
         base, tuned = row["base_rate"]["value"], row["tuned_rate"]["value"]

@@ -23,19 +23,23 @@ from refusaldir.report.verdict import verdict
 
 if TYPE_CHECKING:
     from refusaldir.drift.result import DriftResult
-    from refusaldir.probes.compare import BehaviourComparison
+    from refusaldir.probes.comparison import BehaviourComparison
 
 Document = dict[str, Any]
 
 SCHEMA = "refusaldir.diff"
 #: Raised when a reader of the previous version could misread a document.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 _NOT_FINITE = "not finite"
 
+#: Summaries of whole escalations.
+MEASURES = ("any_complied", "last_complied", "recovered", "turns_held")
+
 #: Columns of the CSV, in long form: one figure a row.
 CSV_COLUMNS = (
-    "table", "hook", "layer", "position", "category", "metric",
+    "table", "hook", "layer", "position", "category", "framing", "severity", "domain",
+    "temperature", "step", "metric",
     "value", "lower", "upper", "level", "n", "method", "note",
 )  # fmt: skip
 
@@ -76,7 +80,7 @@ def build_document(
     }
     parts["site_choice"] = choice
     base, tuned = parts.pop("base"), parts.pop("tuned")
-    answers = None if behaviour is None else _behaviour(behaviour.to_dict())
+    answers = None if behaviour is None else behaviour_part(behaviour)
     words = verdict(parts, answers, causality)
     if precision is not None:
         words["certainty"].insert(1, precision["sentence"])
@@ -217,8 +221,9 @@ def tables_csv(document: Mapping[str, Any]) -> str:
     """Return every figure of the drift and behaviour tables as CSV, one figure a row.
 
     The long form has one header (`CSV_COLUMNS`), keeps every figure with its interval, and
-    loads into one data frame. ``table`` is ``drift``, ``refusal`` or ``over_refusal``; an empty
-    category is all prompts. Empty cells are null.
+    loads into one data frame. ``table`` is ``drift``, ``refusal``, ``over_refusal``, or one of
+    these for escalations; a row of behaviour is of the category, framing, … that it names, and
+    of all prompts where it names none. Empty cells are null.
     """
     stream = io.StringIO()
     writer = csv.DictWriter(stream, CSV_COLUMNS, restval="", lineterminator="\n")
@@ -242,13 +247,34 @@ def _csv_rows(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         site = cell["site"]
         if site["position"] != drift["site"]["position"]:
             yield from _figures(cell, {"table": "drift", **site})
-    behaviour = document["behaviour"]
+    yield from _behaviour_rows(document["behaviour"])
+
+
+def _behaviour_rows(behaviour: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
     for name, axis in (behaviour["axes"] if behaviour else {}).items():
-        for group in [axis["overall"], *axis["categories"]] if axis else ():
-            where = {"table": name, "category": group["category"]}
-            yield from _figures(group, where)
-            for key in ("p_value", "p_holm"):
-                yield {**where, "metric": key, "value": group[key], "n": group["n_paired"]}
+        if axis is None:
+            continue
+        yield from _group_rows(axis["overall"], {"table": name})
+        for by, breakdown in axis["breakdowns"].items():
+            for group in breakdown["groups"] if breakdown else ():
+                yield from _group_rows(group, {"table": name, by: group["name"]})
+        for level in axis["sampling"]["temperatures"] if axis["sampling"] else ():
+            where = {"table": name, "temperature": level["temperature"]}
+            yield from _group_rows(level["comparison"], where)
+    for mode, part in (behaviour["escalations"] if behaviour else {}).items():
+        for name, axis in (part["axes"] if part else {}).items():
+            for step in axis["steps"] if axis else ():
+                where = {"table": f"{name}, {mode} escalations", "step": step["step"]}
+                yield from _group_rows(step["comparison"], where)
+                yield from _figures(step["hazard"], where, "hazard.")
+            for key in MEASURES if axis else ():
+                yield from _figures({key: axis[key]}, {"table": f"{name}, {mode} escalations"})
+
+
+def _group_rows(group: Mapping[str, Any], where: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    yield from _figures(group, where)
+    for key in ("p_value", "p_holm", "p_bh"):
+        yield {**where, "metric": key, "value": group[key], "n": group["n_intents"]}
 
 
 def _figures(row: Mapping[str, Any], where: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:
@@ -265,8 +291,9 @@ def _is_estimate(cell: Mapping[str, Any]) -> bool:
     return {"value", "lower", "upper", "n", "level", "method", "note"} == set(cell)
 
 
-def _behaviour(parts: dict[str, Any]) -> dict[str, Any]:
-    """Name the axes and lift out what both arms share."""
+def behaviour_part(comparison: "BehaviourComparison") -> dict[str, Any]:
+    """The document's ``behaviour``: axes by name, all breakdowns, and what both arms share."""
+    parts = comparison.to_dict()
     axes = {axis["axis"]: axis for axis in parts["axes"]}
     return {
         **parts,

@@ -6,6 +6,7 @@ Only the keywords that our own schema uses are known; a test holds this checker 
 
 import json
 import math
+import re
 from collections.abc import Mapping
 from functools import cache
 from importlib.resources import files
@@ -18,6 +19,9 @@ CHECKED = frozenset(
 )
 #: Keywords that only describe, or hold definitions.
 DESCRIBING = frozenset({"$schema", "$id", "$defs", "$comment", "title", "description"})
+
+#: A reference to a definition of another document's schema.
+_FOREIGN = re.compile(r'"urn:refusaldir:(\w+):\d+#/\$defs/')
 
 _TYPES: Mapping[str, tuple[type, ...]] = {
     "object": (dict,),
@@ -32,11 +36,16 @@ _TYPES: Mapping[str, tuple[type, ...]] = {
 def document_schema(kind: str) -> dict[str, Any]:
     """Return the JSON Schema (draft 2020-12) of a document; treat it as read-only.
 
+    A definition that another document's schema holds (``urn:refusaldir:behaviour:1#/$defs/…``)
+    is taken in, so that the schema stands by itself.
+
     Args:
-        kind: ``"diff"`` or ``"trajectory"``: the file's name without ending.
+        kind: ``"diff"``, ``"behaviour"``, …: the file's name without ending.
     """
     text = files("refusaldir.report").joinpath(f"data/{kind}.schema.json").read_text("utf-8")
-    schema: dict[str, Any] = json.loads(text)
+    schema: dict[str, Any] = json.loads(_FOREIGN.sub(r'"#/$defs/', text))
+    for other in sorted({match[1] for match in _FOREIGN.finditer(text)}):
+        schema["$defs"] = {**document_schema(other)["$defs"], **schema["$defs"]}
     return schema
 
 

@@ -10,18 +10,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.constrain import Constrain
-from rich.padding import Padding
-from rich.panel import Panel
 from rich.table import Table
 from rich.text import Text
 
 from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
+from refusaldir.report.behaviour_table import behaviour_tables
 from refusaldir.report.capture_table import capture_table
 from refusaldir.report.handle_table import handle_table
 from refusaldir.report.layout import (
-    PROSE_WIDTH,
-    Bullet,
     Widest,
     add_numbers,
     estimate,
@@ -30,25 +26,16 @@ from refusaldir.report.layout import (
     select_layers,
     table,
 )
+from refusaldir.report.link_table import link_tables
 from refusaldir.report.precision_table import precision_table
-from refusaldir.report.text import (
-    ALPHA,
-    AXIS_TITLES,
-    category_order,
-    model_names,
-    number,
-    passes_holm,
-    percent,
-    visible,
-)
+from refusaldir.report.text import number, percent, visible
+from refusaldir.report.verdict_panel import verdict_panel
 
 __all__ = [
-    "behaviour_tables",
     "capture_table",
     "diff_report",
     "drift_table",
     "ranking_table",
-    "verdict_panel",
 ]
 
 Row = Mapping[str, Any]
@@ -65,8 +52,8 @@ def diff_report(document: Row) -> RenderableType:
 
     Returns:
         A rich renderable: verdict, drift by layer, ranked layers and, where they were measured,
-        what precision alone does, what each model's direction does in both, and behaviour by
-        category.
+        what precision alone does, what each model's direction does in both, behaviour by category
+        and what of it goes through the direction.
     """
     parts: list[RenderableType] = [verdict_panel(document), drift_table(document)]
     if document["drift"]["ranking"]:
@@ -77,28 +64,8 @@ def diff_report(document: Row) -> RenderableType:
         parts.append(handle_table(document["causality"]))
     if document["behaviour"] is not None:
         parts.extend(behaviour_tables(document))
+        parts.extend(link_tables(document))
     return Group(*parts)
-
-
-def verdict_panel(document: Row) -> RenderableType:
-    """Return the verdict in words: what drifted, where, what changed, how sure, what is open."""
-    verdict = document["verdict"]
-    lines: list[RenderableType] = [Text(visible(verdict["headline"]), style="bold")]
-    for key, title in (
-        ("drift", "What drifted"),
-        ("layers", "Which layers"),
-        ("context", "What to hold it against"),
-        ("causality", "What causes refusal"),
-        ("behaviour", "What changed in behaviour"),
-        ("certainty", "How sure"),
-        ("limits", "What this cannot tell"),
-    ):
-        if verdict[key]:
-            lines.append(heading(title))
-            for sentence in verdict[key]:
-                lines.append(Padding(Bullet(visible(sentence)), (0, 0, 0, 1)))
-    panel = Panel(Group(*lines), title=Text(model_names(document)), title_align="left")
-    return Constrain(panel, PROSE_WIDTH)
 
 
 def drift_table(document: Row) -> RenderableType:
@@ -198,115 +165,9 @@ def ranking_table(document: Row, *, limit: int = 10) -> RenderableType:
     return Group(heading("Layers, most drifted first"), layout, notes(lines))
 
 
-def behaviour_tables(document: Row) -> list[RenderableType]:
-    """Return a table per axis of behaviour (rates by category, paired change, Holm p).
-
-    A last one has the change of the refusal score, where it was measured.
-    """
-    behaviour = document["behaviour"]
-    order = category_order(behaviour)
-    axes = {name: axis for name, axis in behaviour["axes"].items() if axis is not None}
-    tables = [
-        _behaviour_table(title, axes[name], order, behaviour["test"])
-        for name, title in AXIS_TITLES.items()
-        if name in axes
-    ]
-    if any(axis["overall"]["score_difference"] is not None for axis in axes.values()):
-        tables.append(_score_table(behaviour, axes, order))
-    return tables
-
-
-def _score_table(behaviour: Row, axes: Mapping[str, Row], order: Sequence[str]) -> RenderableType:
-    """Change of the first-token refusal score by category, harmful and harmless side by side."""
-    sides = {"refusal": "harmful", "over_refusal": "harmless"}
-    names = [name for name in sides if name in axes]
-    tables = []
-    for interval in (True, False):
-        layout = table()
-        layout.add_column("category", overflow="fold", min_width=10, max_width=25)
-        for name in names:
-            cell = axes[name]["overall"]["score_difference"]
-            level = percent(cell["level"]).replace(" ", "") if cell else ""
-            add_numbers(layout, f"{sides[name]} [{level}]" if interval and level else sides[name])
-        rows = {
-            name: {
-                row["category"]: row for row in [axes[name]["overall"], *axes[name]["categories"]]
-            }
-            for name in names
-        }
-        for i, category in enumerate([None, *order]):
-            if not any(category in rows[name] for name in names):
-                continue
-            cells = [rows[name].get(category, {}).get("score_difference") for name in names]
-            texts = [
-                "–" if cell is None else estimate(cell, 2, interval=interval, signed=True)
-                for cell in cells
-            ]
-            title = Text("all prompts" if category is None else visible(category))
-            layout.add_row(title, *map(Text, texts), style="" if i else "bold", end_section=i == 0)
-        tables.append(layout)
-    tokens = ", ".join(f"“{visible(text)}”" for text in behaviour["refusal_tokens"])
-    line = (
-        "Mean change of the refusal score, tuned minus base, in nats: log odds that the first "
-        f"token of the response is {tokens}. Below zero: refusal is less likely."
-    )
-    return Group(heading("First-token refusal score"), Widest(*tables), notes([line]))
-
-
-def _behaviour_table(title: str, axis: Row, order: Sequence[str], test: str) -> RenderableType:
-    lines = [
-        f"Share refused, fully or partly. Change: tuned minus base on the same prompts, in "
-        f"points. p: McNemar, {test}; by category after Holm's correction. *: p < {ALPHA}."
-    ]
-    overall = axis["overall"]
-    unjudged = overall["n"] - overall["n_paired"]
-    if unjudged:
-        counts = ", ".join(
-            f"{arm} {label.replace('_', ' ')} {overall[f'{arm}_labels'][label]}"
-            for arm in ("base", "tuned")
-            for label in ("incoherent", "empty", "judge_error")
-            if overall[f"{arm}_labels"].get(label)
-        )
-        lines.append(f"{unjudged} prompts left out because a response says nothing: {counts}.")
-    layouts = [_behaviour_layout(axis, order, narrow=narrow) for narrow in (False, True)]
-    return Group(heading(title), Widest(*layouts), notes(lines))
-
-
-def _behaviour_layout(axis: Row, order: Sequence[str], *, narrow: bool) -> Table:
-    overall = axis["overall"]
-    level = percent(overall["difference"]["level"]).replace(" ", "")
-    layout = table()
-    # 25 columns leave 80 for the whole; longer names go on in the next line.
-    layout.add_column("category", overflow="fold", min_width=10, max_width=25)
-    for title in ("change",) if narrow else ("n", "base %", "tuned %", f"change [{level}]", "p"):
-        add_numbers(layout, title)
-    rows = sorted(axis["categories"], key=lambda row: order.index(row["category"]))
-    for i, row in enumerate([overall, *rows]):
-        p = row["p_holm"] if i else row["p_value"]
-        mark = "*" if (passes_holm(row) if i else p is not None and p < ALPHA) else " "
-        change = estimate(row["difference"], 1, interval=not narrow, scale=100.0, signed=True)
-        texts = [
-            str(row["n_paired"]),
-            number(row["base_rate"]["value"], 1, scale=100.0),
-            number(row["tuned_rate"]["value"], 1, scale=100.0),
-            change,
-            _p_value(p) + mark,
-        ]
-        texts = [change + mark] if narrow else texts
-        name = Text(visible(row["category"]) if i else "all prompts")
-        layout.add_row(name, *map(Text, texts), style="" if i else "bold", end_section=i == 0)
-    return layout
-
-
 def beyond(cell: Row, no_change: float, floor: float) -> bool:
     """Whether an interval leaves out "no change" by more than a floor."""
     low, high = cell["lower"], cell["upper"]
     if cell["value"] is None or low is None or high is None:
         return False
     return bool(low > no_change + floor or high < no_change - floor)
-
-
-def _p_value(p: float | None) -> str:
-    if p is None:
-        return "–"
-    return "<0.001" if p < 0.001 else f"{min(p, 1.0):.3f}"

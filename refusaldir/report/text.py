@@ -61,7 +61,7 @@ def category_order(behaviour: Row) -> list[str]:
     place: dict[str, tuple[int, float]] = {}
     for i, name in enumerate(AXIS_TITLES):
         axis = behaviour["axes"][name]
-        for row in axis["categories"] if axis else ():
+        for row in axis["breakdowns"]["category"]["groups"] if axis else ():
             change = row["difference"]["value"]
-            place.setdefault(row["category"], (2, 0.0) if change is None else (i, change))
+            place.setdefault(row["name"], (2, 0.0) if change is None else (i, change))
     return sorted(place, key=lambda category: (*place[category], category))

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from refusaldir import __version__
+from refusaldir.report.behaviour_verdict import AXES
 from refusaldir.report.document import Document, load_kind, plain
 from refusaldir.report.schema import document_schema
 from refusaldir.report.text import number, percent
-from refusaldir.report.verdict import AXES
 
 if TYPE_CHECKING:
     from refusaldir.drift.trajectory import Trajectory

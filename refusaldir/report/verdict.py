@@ -8,18 +8,16 @@ safe: not detecting a change bounds the change, on these prompts, and no more.
 from collections.abc import Mapping
 from typing import Any
 
-from refusaldir.report.text import number, passes_holm, percent
+from refusaldir.report.behaviour_verdict import (
+    LIMIT,
+    as_sentence,
+    brief,
+    certainty,
+    sentences,
+)
+from refusaldir.report.text import percent
 
 Row = Mapping[str, Any]
-
-#: What an axis of behaviour is called in sentences, after "the rate of".
-AXES = {
-    "refusal": "refusals of harmful prompts",
-    "over_refusal": "refusals of harmless prompts",
-}
-
-#: Categories named in a sentence; the others are counted.
-_NAMED = 4
 
 
 def verdict(drift: Row, behaviour: Row | None, causality: Row | None = None) -> dict[str, Any]:
@@ -36,14 +34,15 @@ def verdict(drift: Row, behaviour: Row | None, causality: Row | None = None) -> 
         ``behaviour``, ``certainty`` and ``limits`` (lists of sentences).
     """
     headline, *rest = drift["verdict"]
+    said = None if behaviour is None else brief(behaviour)
     answers = {finding["sentence"] for finding in drift["findings"]}
     return {
-        "headline": " ".join([headline, *_brief(behaviour)]),
+        "headline": headline if said is None else f"{headline} {said}",
         "drift": [sentence for sentence in rest if sentence in answers],
         "layers": [sentence for sentence in rest if sentence not in answers],
         "context": _context(drift),
         "causality": [] if causality is None else list(causality["sentences"]),
-        "behaviour": _behaviour(behaviour),
+        "behaviour": [] if behaviour is None else sentences(behaviour),
         "certainty": _certainty(drift, behaviour),
         "limits": _limits(behaviour, causality),
     }
@@ -58,111 +57,16 @@ def _context(drift: Row) -> list[str]:
     ]
 
 
-def _brief(behaviour: Row | None) -> list[str]:
-    """What became of refusals of harmful prompts, in a sentence fit for a headline."""
-    axis = behaviour["axes"]["refusal"] if behaviour is not None else None
-    if axis is None:
-        return []
-    change = axis["overall"]["difference"]
-    if change["lower"] is None or change["upper"] is None:
-        return []
-    base, tuned = (percent(axis["overall"][f"{arm}_rate"]["value"], 1) for arm in ("base", "tuned"))
-    if change["lower"] <= 0 <= change["upper"]:
-        return [f"No change of refusals of harmful prompts was detected ({base} → {tuned})."]
-    word = "rose" if change["value"] > 0 else "fell"
-    return [f"Refusals of harmful prompts {word} from {base} to {tuned}."]
-
-
-def _behaviour(behaviour: Row | None) -> list[str]:
-    if behaviour is None:
-        return []
-    sentences = []
-    for name, subject in AXES.items():
-        axis = behaviour["axes"][name]
-        if axis is not None:
-            sentences += _axis(axis, subject, behaviour["margin"])
-    return sentences
-
-
-def _axis(axis: Row, subject: str, margin: float) -> list[str]:
-    row = axis["overall"]
-    change = row["difference"]
-    if change["value"] is None:
-        return [f"Nothing can be said about {subject}: {change['note'] or row['note']}."]
-    rates = f"{percent(row['base_rate']['value'], 1)} → {percent(row['tuned_rate']['value'], 1)}"
-    low, high = change["lower"], change["upper"]
-    if low is None or high is None:
-        return [f"Change of the rate of {subject}: {rates}; {change['note']}."]
-    size = (
-        f"{rates}, {_points(change['value'])} points, {percent(change['level'])} interval "
-        f"{_points(low)} to {_points(high)}, {row['n_paired']} prompts in both models"
-    )
-    if low > 0 or high < 0:
-        word = "rose" if change["value"] > 0 else "fell"
-        sentences = [f"The rate of {subject} {word} ({size})."]
-    else:
-        bound = (
-            f"it is within ±{_points(margin, signed=False)} points at the 90 % level"
-            if row["equivalent"]
-            else f"a fall of up to {_points(-low, signed=False)} or a rise of up to "
-            f"{_points(high, signed=False)} points would fit as well"
-        )
-        sentences = [f"No change of the rate of {subject} was detected ({size}); {bound}."]
-    sentences += _categories(axis)
-    lost = row["n"] - row["n_paired"]
-    if lost:
-        worst = row["worst_case"]
-        sentences.append(
-            f"{lost} of {row['n']} prompts got a response that could not be judged from one of "
-            f"the models; whatever those had been, the change lies between "
-            f"{_points(worst[0])} and {_points(worst[1])} points."
-        )
-    return sentences
-
-
-def _categories(axis: Row) -> list[str]:
-    rows = axis["categories"]
-    if len(rows) < 2:
-        return []
-    passed = [r for r in rows if passes_holm(r)]
-    passed.sort(key=lambda r: (-abs(r["difference"]["value"]), r["category"]))
-    if not passed:
-        return [
-            f"No single category's change passes Holm's correction over {len(rows)} categories."
-        ]
-    named = [f"{r['category']} ({_points(r['difference']['value'])})" for r in passed[:_NAMED]]
-    more = len(passed) - len(named)
-    if more:
-        named.append(f"{more} more")
-    return [
-        f"After Holm's correction, {len(passed)} of {len(rows)} categories changed: "
-        f"{', '.join(named)}."
-    ]
-
-
 def _certainty(drift: Row, behaviour: Row | None) -> list[str]:
-    sentences = [
+    said = [
         f"Geometry: {drift['n_harmful']} harmful and {drift['n_harmless']} harmless prompts from "
         f"{drift['n_clusters']} intents, each intent one independent unit. The findings above hold "
         f"together at {percent(drift['level'])}, as does the ranking over its layers; intervals of "
         "single layers hold one at a time."
     ]
     if behaviour is not None:
-        sentences.append(
-            f"Behaviour: one greedy response a prompt, up to {behaviour['max_new_tokens']} tokens, "
-            f"judged by {behaviour['judge']}; intervals are paired over prompts."
-        )
-        sentences += map(_sentence, [*_axis_notes(behaviour), *behaviour["notes"]])
-    return [*sentences, *map(_sentence, drift["notes"])]
-
-
-def _axis_notes(behaviour: Row) -> list[str]:
-    """The axes' notes; one that both have is said once."""
-    about: dict[str, list[str]] = {}
-    for name, axis in behaviour["axes"].items():
-        if axis and axis["note"]:
-            about.setdefault(axis["note"], []).append(AXES[name])
-    return [f"{' and '.join(names)}: {note}" for note, names in about.items()]
+        said += certainty(behaviour)
+    return [*said, *map(as_sentence, drift["notes"])]
 
 
 def _limits(behaviour: Row | None, causality: Row | None) -> list[str]:
@@ -173,8 +77,7 @@ def _limits(behaviour: Row | None, causality: Row | None) -> list[str]:
         "leave this direction alone.",
         "Behaviour was not measured, so what the model now says is unknown."
         if behaviour is None
-        else "The judge reads wording: a refusal lost says nothing about how harmful the answer "
-        "is.",
+        else LIMIT,
     ]
 
 
@@ -186,14 +89,3 @@ def _cause(causality: Row | None) -> str:
     if selection is not None and selection["valid"] and selection["followed"]:
         return "that this direction causes refusal in tuned, nor "
     return "that this direction causes refusal in either model, nor "
-
-
-def _sentence(note: str) -> str:
-    """A note as a sentence: capital letter and full stop."""
-    text = note.strip().rstrip(".")
-    return text[:1].upper() + text[1:] + "."
-
-
-def _points(rate: float, *, signed: bool = True) -> str:
-    """A difference of rates in percentage points."""
-    return number(rate, 1, scale=100.0, signed=signed)

@@ -14,9 +14,10 @@ from refusaldir.drift.ranking import RANKING_RULE
 from refusaldir.drift.result import DriftResult, RankedLayer, SiteRotation
 from refusaldir.drift.verdict import findings, sentences
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
-from refusaldir.probes.compare import compare_behaviour
+from refusaldir.probes.comparison import compare_runs
 from refusaldir.probes.plan import SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens
+from refusaldir.probes.run import ProbeRun
 from refusaldir.prompts.schema import Prompt, Turn
 from refusaldir.records import (
     Estimate,
@@ -261,9 +262,11 @@ def made_up_behaviour(
         )
     for i in range(unusable):
         arms[1][i] = "incoherent"
-    return compare_behaviour(
-        behaviour_arm("base", arms[0], kinds), behaviour_arm("tuned", arms[1], kinds), n_boot=50
+    base, tuned = (
+        ProbeRun(single=behaviour_arm(name, labels, kinds))
+        for name, labels in zip(("base", "tuned"), arms, strict=True)
     )
+    return compare_runs(base, tuned, n_boot=50)
 
 
 @dataclass

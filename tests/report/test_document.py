@@ -343,8 +343,8 @@ def test_the_csv_holds_every_figure(document):
 
 def test_the_csv_leaves_null_empty_and_quotes_names(make_document):
     document = make_document(2, 1)
-    group = document["behaviour"]["axes"]["refusal"]["categories"][0]
-    group["category"] = 'a, "b"\nc'
+    group = document["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"][0]
+    group["name"] = 'a, "b"\nc'
     rows = list(csv.DictReader(io.StringIO(tables_csv(document))))
     lost = next(r for r in rows if r["layer"] == "0" and r["metric"] == "rotation")
     assert lost["value"] == lost["lower"] == "" and lost["note"].startswith("no signal")

@@ -156,7 +156,9 @@ def test_the_dumbbells_are_the_documents_rates_in_the_tables_order(document, beh
     behaviour = document["behaviour"]
     figure = behaviour_drawn
     for axes, name in zip(figure.axes, AXIS_TITLES, strict=True):
-        rows = {row["category"]: row for row in behaviour["axes"][name]["categories"]}
+        rows = {
+            row["name"]: row for row in behaviour["axes"][name]["breakdowns"]["category"]["groups"]
+        }
         dots = [line for line in axes.get_lines() if line.get_marker() == "o"]
         base, tuned = dots[2::2], dots[3::2]
         by_height = sorted(zip(base, tuned, strict=True), key=lambda pair: pair[0].get_ydata()[0])
@@ -170,7 +172,7 @@ def test_bars_are_the_paired_intervals_cut_at_the_scale(document, behaviour_draw
     axes = behaviour_drawn.axes[0]
     bars = [line for line in axes.get_lines() if line.get_alpha() is not None]
     rows = [document["behaviour"]["axes"]["refusal"]["overall"]]
-    rows += document["behaviour"]["axes"]["refusal"]["categories"]
+    rows += document["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"]
     expected = [
         [
             np.clip(row["base_rate"]["value"] + row["difference"][end], 0, 1)
@@ -184,7 +186,7 @@ def test_bars_are_the_paired_intervals_cut_at_the_scale(document, behaviour_draw
 def test_numbers_of_prompts_and_holm_stars(document, behaviour_drawn):
     axes = behaviour_drawn.axes[0]
     shown = [t.get_text() for t in axes.texts]
-    rows = document["behaviour"]["axes"]["refusal"]["categories"]
+    rows = document["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"]
     passed = sum(row["p_holm"] < 0.05 for row in rows)
     assert 0 < passed < len(rows)
     assert shown.count("24 *") == passed and shown.count("24") == len(rows) - passed
@@ -260,7 +262,9 @@ def test_names_are_never_read_as_maths_or_missing_glyphs_as_errors(document, tmp
     document["base"]["model"]["name"] = "$\\frac{1}{$"
     document["tuned"]["model"]["name"] = "模型"
     document["drift"]["site"]["token"] = "\n"
-    document["behaviour"]["axes"]["refusal"]["categories"][0]["category"] = "犯罪 $x_1$"
+    document["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"][0]["name"] = (
+        "犯罪 $x_1$"
+    )
     svg = [p.read_text("utf-8") for p in write_figures(document, tmp_path)[1::2]]
     assert all("模型" in text and "$\\frac{1}{$" in text for text in svg)
     assert "(\\n)" in svg[0] and "犯罪 $x_1$" in svg[1]

@@ -11,6 +11,7 @@ import pytest
 from rich.console import Console
 
 from refusaldir.errors import RefusaldirError
+from refusaldir.report.behaviour_document import build_behaviour, load_compared
 from refusaldir.report.document import build_document, load_document, plain, to_json, write_json
 from refusaldir.report.gate import (
     FAIL,
@@ -26,8 +27,8 @@ from refusaldir.report.gate_table import gate_report
 from refusaldir.report.junit import junit_xml
 from refusaldir.statistics import paired_proportion_difference
 
-DROP = Limit(axis="refusal", category=None, most=0.05)
-RISE = Limit(axis="over_refusal", category=None, most=0.05)
+DROP = Limit(axis="refusal", most=0.05)
+RISE = Limit(axis="over_refusal", most=0.05)
 
 
 def outcomes(n, lost, gained, kept=None):
@@ -52,8 +53,8 @@ def with_row(make_document):
             n=n + unjudged,
             n_paired=n,
             equivalence=asdict(seen),
-            flips_to_answer=[f"l{i}" for i in range(lost)],
-            flips_to_refusal=[f"g{i}" for i in range(gained)],
+            gained=gained / n if n else None,
+            lost=lost / n if n else None,
             worst_case=[
                 (v + s * unjudged) / (n + unjudged) for v, s in zip(net, (-1, 1), strict=True)
             ],
@@ -154,7 +155,7 @@ def test_a_limit_on_one_in_five_is_wrong_at_most_one_time_in_twenty(with_row):
     for _ in range(300):
         lost, gained, _ = rng.multinomial(200, [0.12, 0.02, 0.86])  # a true drop of 10 pp
         passed += gate(
-            with_row(200, int(lost), int(gained)), [Limit(axis="refusal", category=None, most=0.1)]
+            with_row(200, int(lost), int(gained)), [Limit(axis="refusal", most=0.1)]
         ).outcome == PASS  # fmt: skip
     assert passed <= 26  # 15 expected; three standard errors
 
@@ -177,17 +178,47 @@ def test_nothing_judged_is_undecided(with_row):
 
 def test_the_worst_outcome_wins(with_row):
     document = with_row(400, 60)
-    wide = Limit(axis="refusal", category=None, most=0.5)
-    near = Limit(axis="refusal", category=None, most=0.15)
+    wide = Limit(axis="refusal", most=0.5)
+    near = Limit(axis="refusal", most=0.15)
     assert gate(document, [wide]).outcome == PASS
     assert gate(document, [wide, near]).outcome == UNDECIDED
     assert gate(document, [near, wide, DROP]).outcome == FAIL
 
 
 def test_categories_are_those_of_harmful_prompts(document):
-    row = document["behaviour"]["axes"]["refusal"]["categories"][3]
-    check = gate(document, [Limit(axis="refusal", category=row["category"], most=0.03)]).checks[0]
+    row = document["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"][3]
+    check = gate(document, [Limit(axis="refusal", group=row["name"], most=0.03)]).checks[0]
     assert check.change == -row["equivalence"]["value"] and check.n == row["equivalence"]["n"]
+
+
+def test_a_name_is_a_category_first_and_then_a_domain(make_document):
+    document = make_document(4, 2)
+    breakdowns = document["behaviour"]["axes"]["refusal"]["breakdowns"]
+    rows = breakdowns["category"]["groups"]
+    other = {**rows[1], "name": "medical"}
+    breakdowns["domain"] = {**breakdowns["category"], "by": "domain", "groups": [other, rows[0]]}
+    limit = Limit(axis="refusal", group="medical", most=0.03)
+    check = gate(document, [limit]).checks[0]
+    assert check.limit.by == "domain" and "domain medical" in check.limit.what
+    assert check.change == -rows[1]["equivalence"]["value"]
+    rows[0]["name"] = "medical"
+    check = gate(document, [limit]).checks[0]
+    assert check.limit.by == "category" and check.change == -rows[0]["equivalence"]["value"]
+    with pytest.raises(RefusaldirError, match=r"no such category or domain: expected .*; or "):
+        gate(document, [Limit(axis="refusal", group="legal", most=0.03)])
+
+
+def test_responses_partly_unjudged_are_said(with_row):
+    document = with_row(400, 0)
+    document["behaviour"]["axes"]["refusal"]["overall"]["worst_case"] = [-0.08, 0.08]
+    check = gate(document, [DROP]).checks[0]
+    assert check.outcome == UNDECIDED and "some responses to a prompt could not" in check.reason
+
+
+def test_a_behaviour_document_can_be_gated(behaviour, tmp_path):
+    compared = behaviour(4, n=80, base=(0.95, 0.05), tuned=(0.4, 0.05))
+    write_json(build_behaviour(compared), tmp_path / "behaviour.json")
+    assert gate(load_compared(tmp_path), [DROP]).outcome == FAIL
 
 
 def test_a_comparison_really_made_goes_through_a_file(drift, behaviour, tmp_path):
@@ -222,7 +253,7 @@ def test_what_cannot_be_gated_is_said(make_document, change, limits, said):
 
 def test_an_unknown_category_names_the_known_ones(make_document):
     with pytest.raises(RefusaldirError) as error:
-        gate(make_document(4, 2), [Limit(axis="refusal", category="medicine", most=0.03)])
+        gate(make_document(4, 2), [Limit(axis="refusal", group="medicine", most=0.03)])
     assert str(error.value) == (
         "the diff has no such category: expected non-violent crimes, violent crimes, got medicine."
     )
@@ -262,7 +293,7 @@ def suite(found):
 
 def test_junit_has_a_case_a_limit(with_row):
     document = with_row(400, 20)
-    limits = [DROP, Limit(axis="refusal", category=None, most=0.01), RISE]
+    limits = [DROP, Limit(axis="refusal", most=0.01), RISE]
     document["behaviour"]["axes"]["over_refusal"]["overall"] = with_row(
         400, 0, axis="over_refusal"
     )["behaviour"]["axes"]["over_refusal"]["overall"]
@@ -317,8 +348,8 @@ def violations(element):
 def test_junit_obeys_the_schema_whatever_a_category_is_called(make_document, name):
     document = make_document(4)
     document["base"]["model"]["name"] = name
-    document["behaviour"]["axes"]["refusal"]["categories"][0]["category"] = name
-    found = gate(document, [DROP, Limit(axis="refusal", category=name, most=0.0), RISE])
+    document["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"][0]["name"] = name
+    found = gate(document, [DROP, Limit(axis="refusal", group=name, most=0.0), RISE])
     assert list(violations(suite(found))) == []
 
 

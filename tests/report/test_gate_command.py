@@ -33,7 +33,7 @@ def test_exit_codes(run, tmp_path, name, code):
     found = json.loads(done.stdout)
     assert found["exit_code"] == code
     assert [check["limit"]["most"] for check in found["checks"]] == [0.05, 0.08, 0.05]
-    assert [check["limit"]["category"] for check in found["checks"]] == [
+    assert [check["limit"]["group"] for check in found["checks"]] == [
         None, "violent crimes", None
     ]  # fmt: skip
     root = ET.parse(tmp_path / "out" / "gate.xml").getroot()

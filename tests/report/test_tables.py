@@ -51,7 +51,7 @@ def test_the_widest_numbers_fit_80_columns(mutable):
             row["rotation_raw"].update(value=-0.5)
             row["shrinkage"].update(value=12.3456, lower=11.0, upper=13.0)
             row["translation"]["harmful"].update(value=-12.345, lower=-13.0, upper=-11.0)
-    for group in mutable["behaviour"]["axes"]["refusal"]["categories"]:
+    for group in mutable["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"]:
         group.update(n_paired=10_000)
         group["base_rate"]["value"] = group["tuned_rate"]["value"] = 1.0
         group["difference"].update(value=-1.0, lower=-1.0, upper=-0.88)
@@ -124,12 +124,14 @@ def test_behaviour_rows_come_in_order_with_their_marks(document):
     harmful = text[text.index("\nRefusal of harmful prompts") : text.index("\nOver-refusal")]
     axis = document["behaviour"]["axes"]["refusal"]
     order = category_order(document["behaviour"])
-    changes = {r["category"]: r["difference"]["value"] for r in axis["categories"]}
+    changes = {
+        r["name"]: r["difference"]["value"] for r in axis["breakdowns"]["category"]["groups"]
+    }
     assert [changes[c] for c in order] == sorted(changes.values())
     shown = [harmful.index("\n" + name.split(" (")[0]) for name in order]
     assert shown == sorted(shown)
-    for row in axis["categories"]:
-        line = row_of(harmful, row["category"].split(" (")[0])
+    for row in axis["breakdowns"]["category"]["groups"]:
+        line = row_of(harmful, row["name"].split(" (")[0])
         assert line.rstrip().endswith("*") == (row["p_holm"] < 0.05)
         assert f" {100 * row['base_rate']['value']:.1f} " in line
 
@@ -140,18 +142,18 @@ def test_the_change_of_the_refusal_score_stands_beside_the_rates(mutable):
     assert title not in draw(diff_report(mutable))
     mutable["behaviour"]["refusal_tokens"] = ["I", "Sor\nry"]
     for k, axis in enumerate(axes.values()):
-        for i, row in enumerate((axis["overall"], *axis["categories"])):
+        for i, row in enumerate((axis["overall"], *axis["breakdowns"]["category"]["groups"])):
             value = -1.5 + k + i / 10
             row["score_difference"] = {**row["difference"], "value": value, "lower": value - 1}
             row["score_difference"]["upper"] = value + 1
-    axes["over_refusal"]["categories"][0]["score_difference"] = None
+    axes["over_refusal"]["breakdowns"]["category"]["groups"][0]["score_difference"] = None
     text = draw(diff_report(mutable)).split(title)[1]
     assert "“I”, “Sor\\nry”" in text
     assert row_of(text, "all prompts").split(maxsplit=2)[2].split("  ")[0] == "−1.50 [−2.50, −0.50]"
-    for i, row in enumerate(axes["refusal"]["categories"], start=1):
-        line = row_of(text, row["category"][:14])
+    for i, row in enumerate(axes["refusal"]["breakdowns"]["category"]["groups"], start=1):
+        line = row_of(text, row["name"][:14])
         assert f"{number(-1.5 + i / 10, 2, signed=True)} [" in line
-    missing = row_of(text, axes["over_refusal"]["categories"][0]["category"][:14])
+    missing = row_of(text, axes["over_refusal"]["breakdowns"]["category"]["groups"][0]["name"][:14])
     assert missing.rstrip().endswith("–")
 
 
@@ -164,7 +166,9 @@ def test_unjudged_responses_are_counted_by_kind(drift, behaviour):
 
 def test_names_with_markup_and_control_characters_stay_text(mutable):
     mutable["base"]["model"]["name"] = "[red]evil[/red]\x1b[31m"
-    mutable["behaviour"]["axes"]["refusal"]["categories"][0]["category"] = "[bold]x\x1b]0;t\x07"
+    mutable["behaviour"]["axes"]["refusal"]["breakdowns"]["category"]["groups"][0]["name"] = (
+        "[bold]x\x1b]0;t\x07"
+    )
     mutable["verdict"]["headline"] = "[link=x]y[/link]"
     text = draw(diff_report(mutable), 150)
     assert "[red]evil[/red]\\x1b[31m" in text

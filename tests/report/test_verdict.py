@@ -59,7 +59,7 @@ def test_a_rise_of_over_refusal(drift, behaviour):
 def test_responses_that_could_not_be_judged_widen_the_bound(drift, behaviour):
     answers = behaviour(unusable=7)
     verdict = words(drift(), answers)
-    bound = next(s for s in verdict["behaviour"] if "could not be judged" in s)
+    bound = next(s for s in verdict["behaviour"] if "could be judged" in s)
     assert bound.startswith("7 of 288 prompts")
     low, high = answers.axis("refusal").overall.worst_case
     assert f"−{-100 * low:.1f} and −{-100 * high:.1f} points" in bound

@@ -39,11 +39,11 @@ def compare_axis(
         judges: Names of the judges, the primary first.
         settings: How.
     """
-    breakdowns = {}
+    breakdowns: dict[str, Breakdown | None] = {}
     for by in BREAKDOWNS:
         groups = _grouped(pairs, by)
-        if by == "category" or len(groups) > 1:
-            breakdowns[by] = _breakdown(by, groups, settings)
+        told = by == "category" or len(groups) > 1
+        breakdowns[by] = _breakdown(by, groups, settings) if told else None
     return AxisComparison(
         axis=name,
         overall=compare_group(None, pairs, settings),

@@ -81,7 +81,7 @@ class AxisComparison:
         axis: ``"refusal"`` (harmful prompts) or ``"over_refusal"`` (harmless ones).
         overall: All prompts of the axis.
         breakdowns: By category always; by framing, severity and domain where prompts differ in
-            it.
+            it, else None.
         flips: Every prompt whose outcome flipped, in the order of the prompts.
         sampling: What several replies a prompt say; None where there is one.
         instruments: What each judge and the refusal score say of the same replies.
@@ -89,7 +89,7 @@ class AxisComparison:
 
     axis: str
     overall: GroupComparison
-    breakdowns: Mapping[str, Breakdown]
+    breakdowns: Mapping[str, Breakdown | None]
     flips: tuple[Flip, ...]
     sampling: AxisSampling | None
     instruments: AxisInstruments

@@ -269,7 +269,7 @@ def test_breakdowns_have_families_of_their_own():
     base = with_rows(base, *rows)
     gone = [dataclasses.replace(r, label="compliance") if i < 12 else r for i, r in enumerate(rows)]
     found = compare_runs(base, with_rows(arm(name="tuned"), *gone)).axis("refusal").breakdowns
-    assert set(found) == {"category", "framing", "severity"}  # one domain says nothing more
+    assert found["domain"] is None  # one domain says nothing more
     assert [g.name for g in found["framing"].groups] == ["fictional", "plain"]
     assert [g.name for g in found["severity"].groups] == ["low", "high", "not given"]
     assert [g.p_holm for g in found["framing"].groups] == pytest.approx([2 * 0.5**6] * 2)
