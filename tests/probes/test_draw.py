@@ -116,3 +116,11 @@ def test_two_models_with_like_distributions_draw_alike():
     independent = drawn(tuned, 1.0, range(5000, 10_000))
     assert distance * 0.9 < np.mean(a != b) < 2 * distance
     assert np.mean(a != independent) > 5 * np.mean(a != b)
+
+
+@pytest.mark.gpu
+def test_a_gpu_draws_the_same():
+    logits = torch.stack([logits_of(50_001, seed) for seed in range(40)])
+    temperatures = [0.0, 0.7, 1.0, 1.5] * 10
+    here = draw(logits, temperatures, range(40), 3)
+    assert torch.equal(draw(logits.cuda(), temperatures, range(40), 3).cpu(), here)

@@ -262,8 +262,9 @@ def test_nothing_to_do(build):
     assert generate(build(), [[5, 6]], skip={0}) == []
 
 
-def test_a_draw_depends_on_prompt_temperature_and_seed_alone(build, sequences):
-    model = build()
+@pytest.mark.parametrize("name", ["llama", "gemma3"])  # the second goes without padding
+def test_a_draw_depends_on_prompt_temperature_and_seed_alone(build, sequences, name):
+    model = build(name)
     jobs = [(i, t, s) for i in range(0, 10, 2) for t in (0.0, 0.7, 1.5) for s in (3, 4)]
     ids = [sequences[i] for i, _, _ in jobs]
     temperatures, seeds = [t for _, t, _ in jobs], [s for _, _, s in jobs]
