@@ -1,6 +1,8 @@
 """The figure of both models' prompts in one plane."""
 
+import math
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +29,7 @@ Row = Mapping[str, Any]
 _CLASSES = (("harmless", 0, BLUE, "s"), ("harmful", 1, VERMILLION, "o"))
 
 #: Inches: around the panels, and their height.
-_TOP, _BOTTOM, _LEFT, _RIGHT, _MIDDLE, _HEIGHT = 0.95, 1.5, 0.72, 0.12, 0.8, 3.0
+_TOP, _BOTTOM, _LEFT, _RIGHT, _MIDDLE, _HEIGHT = 0.95, 1.4, 0.9, 0.12, 0.98, 2.9
 
 
 def has_views(document: Row) -> bool:
@@ -62,10 +64,12 @@ def geometry_figure(document: Row) -> "Figure":
         figure = Figure(figsize=(WIDTH, total))
         drawn = views[0]["n_drawn"]
         which = "all" if drawn == views[0]["n"] else f"{drawn} of {views[0]['n']}"
+        places = list(dict.fromkeys(map(_where, views)))
+        where = places[0] if len(places) == 1 else f"{len(places)} sites"
         heading(
             figure,
             "Prompts of both models in one plane, made from base",
-            f"{model_names(document)} · {_where(views[0])} · {which} prompts",
+            f"{model_names(document)} · {where} · {which} prompts",
         )
         for i, view in enumerate(views):
             x = _LEFT + (i % columns) * (each + _MIDDLE)
@@ -73,12 +77,15 @@ def geometry_figure(document: Row) -> "Figure":
             axes = figure.add_axes(
                 (x / WIDTH, (total - down - _HEIGHT) / total, each / WIDTH, _HEIGHT / total)
             )
-            _draw(axes, view, each, title=len({_where(v) for v in views}) > 1)
+            _draw(axes, view, each, title=len(places) > 1)
         footnote(
             figure,
             "Open: base, filled: tuned; ● harmful, ■ harmless. A line joins a prompt's two places, "
-            "a thick arrow the means of all prompts of a class.",
-            *dict.fromkeys(f"{_name(view)}: {visible(view['note'])}." for view in views),
+            "a thick arrow the means of all prompts of a class. Beside the axes: share of each "
+            "model's variance, and of the squared change, along them; what is across is not seen.",
+            *dict.fromkeys(
+                f"UMAP: {visible(view['note'])}." for view in views if view["method"] == "umap"
+            ),
         )
         return figure
 
@@ -146,10 +153,26 @@ def _draw(axes: "Axes", view: Row, width: float, *, title: bool) -> None:
         )
     axes.autoscale_view()
     axes.margins(0.04)
-    across, up = view["axes"]
-    axes.set_xlabel("\n".join([visible(across["label"]), _shares(across)]), fontsize=8.5)
-    axes.set_ylabel("\n".join([visible(up["label"]), _shares(up)]), fontsize=8.5)
+    for axis, about in zip((axes.xaxis, axes.yaxis), view["axes"], strict=True):
+        unit = _unit(max(map(abs, axis.get_view_interval())))
+        axis.set_major_formatter(partial(_tick, unit=unit))
+        words = visible(about["label"]) + ("" if unit == 1 else f" (× {unit:.0e})")
+        axis.set_label_text("\n".join([words, _shares(about)]), fontsize=8.5)
+    axes.locator_params(nbins=6)
+    axes.yaxis.set_label_coords(-0.52 / width, 0.5)
     axes.tick_params(colors=GREY)
+
+
+def _unit(largest: float) -> float:
+    """The power of a thousand in which values have few digits; 1 where they have them anyway."""
+    if largest == 0 or 0.1 <= largest < 1e4:
+        return 1.0
+    return float(1000.0 ** math.floor(math.log10(largest) / 3))
+
+
+def _tick(value: float, _: int | None, *, unit: float) -> str:
+    """A tick's number in at most four digits, with a true minus sign."""
+    return f"{value / unit:.4g}".replace("-", "−")
 
 
 def _shares(axis: Row) -> str:

@@ -23,7 +23,7 @@ def geometry_table(document: Row) -> RenderableType:
     """
     views = document["drift"]["views"]
     lines = [
-        "Variance and change: share of each model's variance, and of the squared change from base "
+        "Var. and change: share of each model's variance, and of the squared change from base "
         "to tuned, that lies in the plane. Moved: change of the class mean along the plane's two "
         "axes, residual norm. The first axis runs from harmless to harmful.",
     ]
@@ -38,7 +38,7 @@ def _layout(views: list[Row], *, wide: bool) -> Table:
     layout = table()
     layout.add_column("site", no_wrap=True)
     layout.add_column("plane", no_wrap=True)
-    for title in ("variance\nbase", "variance\ntuned") if wide else ():
+    for title in ("base\nvar.", "tuned\nvar.") if wide else ():
         add_numbers(layout, title)
     for title in ("change\nseen", "harmful\nmoved", "harmless\nmoved"):
         add_numbers(layout, title)

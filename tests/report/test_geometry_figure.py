@@ -1,5 +1,7 @@
 """The figure of the plane draws the document's places."""
 
+import copy
+
 import numpy as np
 import pytest
 from drawn import assert_legible
@@ -45,6 +47,18 @@ def test_text_is_legible_and_every_view_is_named(seen):
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["Base's direction", "PCA"]
 
 
+@pytest.mark.parametrize("scale", [1e-3, 30, 1e3, 1e6])
+def test_text_is_legible_at_any_scale(seen, scale):
+    """Residual streams of some models hold values of thousands."""
+    big = copy.deepcopy(seen)
+    for view in big["drift"]["views"]:
+        for key in ("base", "tuned"):
+            view["points"][key] = (scale * np.array(view["points"][key])).tolist()
+            for side in view["means"].values():
+                side[key] = (scale * np.array(side[key])).tolist()
+    assert_legible(geometry_figure(big))
+
+
 def test_several_sites_are_named_and_an_axis_may_have_no_share(seen):
     first, second = seen["drift"]["views"]
     other = {
@@ -60,6 +74,8 @@ def test_several_sites_are_named_and_an_axis_may_have_no_share(seen):
     figure = geometry_figure(document)
     assert len(figure.axes) == 3 and "layer 7" in figure.axes[2].get_title(loc="left")
     assert_legible(figure)
+    assert "2 sites" in figure.texts[1].get_text()
+    assert any(t.get_text().count("UMAP:") == 1 for t in figure.texts)
 
 
 def test_files(seen, make_document, tmp_path):
