@@ -20,13 +20,19 @@ once what has been summed exceeds what the mean allows, whatever the prompts to 
 COSMIC) is measured for those whose KL passes, and bypass for those that pass both.
 """
 
-from collections.abc import Callable, Collection, Sequence
+import hashlib
+from collections.abc import Collection, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
+from refusaldir import __version__
 from refusaldir.directions.bypass import Bypass
 from refusaldir.directions.candidates import (
     HOOK,
@@ -38,14 +44,12 @@ from refusaldir.directions.candidates import (
 )
 from refusaldir.directions.cosmic import Cosmic
 from refusaldir.directions.divergence import Divergence
-from refusaldir.directions.search import Search
+from refusaldir.directions.score_journal import ScoreJournal
+from refusaldir.directions.search import OnProgress, Search
 from refusaldir.directions.trials import Trials
 from refusaldir.errors import DirectionError
 from refusaldir.models.bridge import HookedModel
-from refusaldir.records import Site
-
-#: Called with candidates done and candidates in all.
-OnProgress = Callable[[int, int], None]
+from refusaldir.records import Site, content_hash
 
 
 def select_causal(
@@ -60,6 +64,7 @@ def select_causal(
     criterion: str = "refusal_score",
     thresholds: Thresholds | None = None,
     exhaustive: bool = False,
+    journal: Path | None = None,
     on_progress: OnProgress | None = None,
 ) -> CausalChoice:
     """Choose among mean differences by what they do to the model.
@@ -76,11 +81,14 @@ def select_causal(
         thresholds: What a valid direction must satisfy.
         exhaustive: Measure all scores of every candidate that has a signal and is not too
             deep, also where they cannot change the choice.
+        journal: A file for the scores as they come. Where it holds scores of the same search,
+            which was cut off, they are taken over; it is left for the caller to remove.
         on_progress: Called as candidates are done.
 
     Raises:
         DirectionError: An unknown criterion, a class without prompts, shapes that do not agree,
             or (COSMIC) activations that are not finite.
+        StoreError: The journal cannot be written.
         ProbeError: No refusal token, one outside the vocabulary, or scores that are not finite.
         CaptureError: A single prompt does not fit in memory.
     """
@@ -122,19 +130,16 @@ def select_causal(
             candidates.append(Candidate(site=site, norm=norm, dropped=dropped))
             vectors[site] = vector
     open_ones = [i for i, candidate in enumerate(candidates) if candidate.valid]
-    done = 0
-    for at in range(0, len(open_ones), trials.chunk):
-        part = open_ones[at : at + trials.chunk]
-        measured = search.measure(
-            [candidates[i] for i in part],
-            [vectors[candidates[i].site] for i in part],
-            exhaustive=exhaustive,
-        )
-        for i, candidate in zip(part, measured, strict=True):
-            candidates[i] = candidate
-        done += len(part)
-        if on_progress is not None:
-            on_progress(done, len(open_ones))
+    kept = None
+    if journal is not None:
+        decides: list[Any] = [
+            _digest(directions), layers, offsets, harmful, harmless, sorted(refusal_tokens),
+            criterion, asdict(thresholds), exhaustive, trials.chunk,
+        ]  # fmt: skip
+        kept = ScoreJournal(journal, _fingerprint(model, decides))
+    search.run(
+        candidates, open_ones, vectors, exhaustive=exhaustive, journal=kept, on_progress=on_progress
+    )
     chosen = choose(candidates, thresholds, criterion)
     nearest = None
     if chosen is None and open_ones:
@@ -153,3 +158,13 @@ def select_causal(
         cosmic_layers=cosmic.layers if cosmic else (),
         clean_cosine=cosmic.clean_cosine if cosmic else None,
     )
+
+
+def _fingerprint(model: HookedModel, decides: Sequence[Any]) -> str:
+    """Hash of what decides the scores, to the last digit."""
+    identity = {k: v for k, v in model.identity.to_dict().items() if k not in ("spec", "name")}
+    return content_hash(__version__, identity, model.device.type, *decides)
+
+
+def _digest(values: NDArray[np.floating]) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype=np.float64).tobytes()).hexdigest()

@@ -110,6 +110,15 @@ class Divergence:
             for mean, complete in zip(bounds(), done.all(1), strict=True)
         ]
 
+    def known(self, site: Site) -> list[float]:
+        """KL of each prompt with one candidate ablated, NaN where it was not run."""
+        values: list[float] = self._known[site].tolist()
+        return values
+
+    def restore(self, site: Site, values: Sequence[float]) -> None:
+        """Take over what `known` said in an earlier run."""
+        self._known[site] = np.asarray(values, dtype=np.float64)
+
     def _hardest_first(self) -> NDArray[np.int64]:
         """Prompts by the KL to expect: the mean of what was seen, else as the clean model says."""
         expected = self._unusual.copy()

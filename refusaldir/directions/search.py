@@ -3,7 +3,7 @@
 See `refusaldir.directions.causal` for what the scores mean and which of them are left out.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -12,9 +12,13 @@ from torch import Tensor
 
 from refusaldir.directions.candidates import Candidate, Thresholds, why_dropped
 from refusaldir.directions.divergence import Divergence
+from refusaldir.directions.score_journal import ScoreJournal
 from refusaldir.directions.trials import Trials
 from refusaldir.records import Site
 from refusaldir.variants import Variants
+
+#: Called with candidates done and candidates in all.
+OnProgress = Callable[[int, int], None]
 
 
 class Scorer(Protocol):
@@ -66,6 +70,50 @@ class Search:
         """Nothing is run; see the class docstring."""
         self._trials, self._divergence, self._scorer = trials, divergence, scorer
         self._thresholds, self._criterion = thresholds, criterion
+
+    def run(
+        self,
+        candidates: list[Candidate],
+        open_ones: Sequence[int],
+        vectors: Mapping[Site, Tensor],
+        *,
+        exhaustive: bool,
+        journal: ScoreJournal | None = None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        """Score candidates chunk by chunk; updates them in the list.
+
+        Args:
+            candidates: All of them.
+            open_ones: Indices of those to score.
+            vectors: Raw vector of each, float64.
+            exhaustive: Whether to measure also what cannot change the choice.
+            journal: Where scores are kept as they come; chunks that it holds are not run.
+            on_progress: Called as candidates are done.
+
+        Raises:
+            StoreError: The journal cannot be written.
+        """
+        size = self._trials.chunk
+        for start in range(0, len(open_ones), size):
+            part = open_ones[start : start + size]
+            chunk = [candidates[i] for i in part]
+            kept = None if journal is None else journal.chunk(start, chunk)
+            if kept is None:
+                measured = self.measure(
+                    chunk, [vectors[c.site] for c in chunk], exhaustive=exhaustive
+                )
+                if journal is not None:
+                    journal.keep(start, measured, [self._divergence.known(c.site) for c in chunk])
+            else:
+                # What earlier candidates did to each prompt decides which are run first.
+                measured, known = kept
+                for candidate, values in zip(chunk, known, strict=True):
+                    self._divergence.restore(candidate.site, values)
+            for i, candidate in zip(part, measured, strict=True):
+                candidates[i] = candidate
+            if on_progress is not None:
+                on_progress(start + len(part), len(open_ones))
 
     def measure(
         self, candidates: Sequence[Candidate], vectors: Sequence[Tensor], *, exhaustive: bool

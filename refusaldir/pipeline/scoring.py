@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from refusaldir.probes.refusal_tokens import RefusalTokens
 
 
+#: How the names of files end that hold scores of a selection that is not finished.
+PARTIAL = ".partial.jsonl"
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scoring:
     """What scores the candidates of every estimator alike.
@@ -31,6 +35,7 @@ class Scoring:
         offsets: Positions of the candidates.
         validation: The prompts that score them.
         tokens: Refusal tokens; there may be none.
+        folder: Where scores are kept while candidates are scored.
         progress: Called with stage, done and total.
     """
 
@@ -40,6 +45,7 @@ class Scoring:
     offsets: tuple[int, ...]
     validation: Indices
     tokens: "RefusalTokens"
+    folder: Path
     progress: ProgressFn
 
     @property
@@ -71,6 +77,7 @@ class Scoring:
             thresholds=self.criteria.thresholds,
             criterion=self.criterion,
             exhaustive=self.criteria.exhaustive,
+            journal=self.folder / f"candidates-{estimator}{PARTIAL}",
             on_progress=lambda done, total: self.progress(stage, done, total),
         )
 

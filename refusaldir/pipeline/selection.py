@@ -17,7 +17,7 @@ from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.plan import Plan, Rendering, prompt_set
 from refusaldir.pipeline.progress import ProgressFn, silent
-from refusaldir.pipeline.scoring import Scoring, refusal_tokens, searched
+from refusaldir.pipeline.scoring import PARTIAL, Scoring, refusal_tokens, searched
 from refusaldir.pipeline.selected import (
     FORMAT,
     FORMAT_VERSION,
@@ -92,7 +92,7 @@ def select(
     Returns:
         The choice and what was written: ``select.json``, the figure, the responses, and
         ``direction.safetensors`` where a valid direction was found. A selection from the same
-        capture by the same criteria is kept as it is.
+        capture by the same criteria is kept as it is; one that was cut off goes on where it was.
 
     Raises:
         OutputExistsError: The folder holds another result and ``force`` is not set.
@@ -149,7 +149,7 @@ def select_on(
     """Select a direction in an open model from a capture of it, and write what was found."""
     labels, prompts = material.labels, material.rendered.prompts
     offsets = searched(material, criteria)
-    split = Split.of(material, criteria.seed)
+    split = Split.of(prompts, labels, criteria.seed)
     scored = split.at_most(criteria.validation, labels, criteria.seed).validation
     tokens = refusal_tokens(
         model,
@@ -172,6 +172,7 @@ def select_on(
         offsets=offsets,
         validation=used.validation,
         tokens=tokens,
+        folder=folder,
         progress=progress,
     )
     choices, left_out = _choices(scoring, used.train)
@@ -227,7 +228,10 @@ def select_on(
         "estimators_left_out": left_out,
         **about,
     }
-    return write_selected(document, choice, chosen, nearest, folder)
+    selected = write_selected(document, choice, chosen, nearest, folder)
+    for path in folder.glob(f"candidates-*{PARTIAL}"):
+        path.unlink()
+    return selected
 
 
 def _choices(scoring: Scoring, train: Indices) -> tuple[dict[str, "CausalChoice"], dict[str, str]]:
