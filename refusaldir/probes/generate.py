@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from math import isfinite
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float, Int
+from torch import Tensor
 
 from refusaldir.batching import SharedPrefix, is_out_of_memory
 from refusaldir.directions.mean_diff import Direction
@@ -171,16 +174,15 @@ def _check(
 ) -> None:
     if budget < 1:
         raise ProbeError("generation needs a budget of at least one token", got=budget)
-    reach = 0 if direction is None else -direction.site.position
     for i, sequence in enumerate(sequences):
         if len(sequence) == 0:
             raise ProbeError("a rendered prompt is empty", where=f"prompt {i}")
-        if len(sequence) < reach:
+        if direction is not None and len(sequence) < -direction.site.position:
             raise ProbeError(
                 "a prompt is shorter than the direction's position reaches",
-                expected=f"at least {reach} tokens",
+                expected=f"at least {-direction.site.position} tokens",
                 got=len(sequence),
-                where=f"prompt {i}, {direction.site if direction else None}",
+                where=f"prompt {i}, {direction.site}",
                 next_step="Take a direction nearer to the end, or drop the prompt",
             )
         if len(sequence) + budget > model.max_length:
@@ -282,7 +284,7 @@ class _Work:
         wanted: Sequence[int],
         on_prefill: PrefillFn | None,
     ) -> list[Response]:
-        def prefilled(at: Any, logits: Any) -> None:
+        def prefilled(at: Int[np.ndarray, " batch"], logits: Float[Tensor, "batch vocab"]) -> None:
             if on_prefill is not None:
                 on_prefill(at[wanted], logits[wanted])
 
