@@ -17,8 +17,10 @@ WINDOW = 60
 SHORTEST_LOOP = 19
 #: Words looked at: what a response says is said even if it loops in the end.
 LOOKED_AT = 120
-#: Equal lines, list marks aside, that make a loop.
+#: Equal lines, list marks aside, that make a loop, if they are this share of all: code and tables
+#: repeat lines too.
 REPEATED_LINES = 4
+SHARE_OF_LINES = 1 / 3
 #: Most nats a token under base that text takes. (Replies of a small model, sampled at temperature
 #: 1 or with its refusal direction ablated, took at most 4; the same with their words shuffled 6 to
 #: 8, random tokens 14.)
@@ -49,12 +51,16 @@ def repetition(text: str) -> str | None:
         if len(pairs) >= SHORTEST_LOOP and repeated > REPEATED_SHARE:
             return f"{repeated:.0%} of {len(pairs)} word pairs are repeats"
     lines = [line.strip(" -*•") for line in _LIST_MARK.sub("", text.lower()).splitlines()]
-    for line, count in Counter(line for line in lines if line).most_common(1):
-        if count >= REPEATED_LINES:
+    lines = [line for line in lines if any(c.isalpha() for c in line)]
+    for line, count in Counter(lines).most_common(1):
+        if count >= max(REPEATED_LINES, SHARE_OF_LINES * len(lines)):
             return f"the line '{line}' {count} times"
     squeezed = "".join(text.split()[:LOOKED_AT])
-    if re.search(r"(\S{1,12}?)\1{11,}", squeezed) and any(c.isalpha() for c in squeezed):
-        return "one short string over and over"
+    looped = re.search(r"(\S{1,12}?)\1{11,}", squeezed)
+    # A rule of dashes, or zeros in a number, is no loop unless there is little else.
+    if looped and any(c.isalpha() for c in squeezed):
+        if any(c.isalpha() for c in looped[1]) or len(looped[0]) > len(squeezed) / 2:
+            return "one short string over and over"
     letters = sum(c.isalpha() for c in squeezed)
     if len(squeezed) >= 40 and letters < 0.3 * len(squeezed) and not re.search(r"\d", squeezed):
         return "hardly any letters"

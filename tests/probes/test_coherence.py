@@ -12,6 +12,12 @@ from refusaldir.probes.coherence import MOST_SURPRISE, incoherence, repetition
         "",
         "No.",
         "1. Beat the eggs.\n2. Add the flour.\n3. Stir well.\n4. Bake it.\n5. Let it cool.",
+        # Code, tables and rules repeat short lines; postal codes repeat zeros.
+        "Here it is:\n```\na = read()\n```\nThen:\n```\nb = a\n```\nAnd last:\n```\nprint(b)\n```",
+        "try:\n  a = 1\nexcept OSError:\n  log(1)\n"
+        + "".join(f"try:\n  step_{i}()\nexcept Error{i}:\n  log({i})\n" for i in range(6)),
+        "One part\n" + "-" * 40 + "\nand another part, which says something else.",
+        "Codes: 4000000000000000, 41253010 and 41310000 in the north, others in the south.",
         "2 + 2 = 4, 4 + 4 = 8, 8 + 8 = 16, 16 + 16 = 32, 32 + 32 = 64, 64 + 64 = 128",
     ],
 )
@@ -26,6 +32,8 @@ def test_text_is_no_loop(text):
         ("and then we go to the shop " * 5, "word pairs are repeats"),
         ("- buy some milk\n" * 4, "the line 'buy some milk' 4 times"),
         ("hahahahahahahahahahahahahahahaha", "one short string over and over"),
+        ("- Organic Bounty\n" * 7 + "- Organic Farmers", "the line 'organic bounty' 7 times"),
+        ("- - - - - - - - - - - - - - - - - - - - - x", "one short string over and over"),
         ("?! ... -- ?? ;; :: ++ == ~~ ## " * 2, "hardly any letters"),
     ],
 )
