@@ -30,8 +30,8 @@ SCHEMA = "refusaldir.behaviour"
 SCHEMA_VERSION = 1
 
 _LIMITS = (
+    "No geometry was measured: it does not show what inside the models made the change.",
     LIMIT,
-    "No geometry was measured: it does not show what inside the model made the change.",
     "A change that was not detected may still be there, and other prompts may show other changes.",
 )
 

@@ -11,7 +11,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from refusaldir.report.behaviour_verdict import points, variance_shares
+from refusaldir.report.behaviour_verdict import points, variance_words
 from refusaldir.report.layout import Widest, add_numbers, estimate, heading, notes, table
 from refusaldir.report.text import (
     ALPHA,
@@ -49,8 +49,7 @@ def behaviour_report(document: Row) -> RenderableType:
     Args:
         document: From `refusaldir.report.behaviour_document`.
     """
-    lead = "No geometry was measured: this compares what two models said, and nothing inside them."
-    return Group(verdict_panel(document), notes([lead]), *behaviour_tables(document))
+    return Group(verdict_panel(document), *behaviour_tables(document))
 
 
 def behaviour_tables(document: Row) -> list[RenderableType]:
@@ -179,11 +178,8 @@ def _variance_line(axis: Row) -> str:
         + " → ".join(estimate(arm["agreement"], 0, scale=100.0, interval=False) for arm in arms)
         + " %."
     )
-    shares = variance_shares(sampling["variance"]["change"])
-    if shares:
-        parts = ", ".join(f"{percent(share)} {where}" for where, share in shares)
-        line += f" Of the variance of the change {parts}."
-    return line
+    parts = variance_words(sampling["variance"]["change"])
+    return line + (f" Variance of the change: {parts}." if parts else "")
 
 
 def _instruments_line(axis: Row) -> str:

@@ -145,7 +145,8 @@ def _groups(axis: Row) -> list[str]:
             continue
         passed = [r for r in rows if passes_holm(r)]
         passed.sort(key=lambda r: (-abs(r["difference"]["value"]), r["name"]))
-        if passed:
+        # That all of them changed is what the whole axis says already.
+        if passed and (by == "category" or len(passed) < len(rows)):
             named = [f"{r['name']} ({points(r['difference']['value'])})" for r in passed[:_NAMED]]
             more = len(passed) - len(named)
             if more:
@@ -198,21 +199,20 @@ def _sampling(axis: Row, subject: str) -> list[str]:
         f"response agrees with most of its prompt's in {percent(base['agreement']['value'])} and "
         f"{percent(tuned['agreement']['value'])} of cases."
     )
-    shares = variance_shares(sampling["variance"]["change"])
-    if not shares:
-        return [said]
-    parts = ", ".join(f"{percent(share)} {where}" for where, share in shares)
-    return [said, f"Of the variance of the change of {subject}, {parts}."]
+    parts = variance_words(sampling["variance"]["change"])
+    return [said, *([f"Variance of the change of {subject}: {parts}."] if parts else [])]
 
 
-def variance_shares(variance: Row | None) -> list[tuple[str, float]]:
-    """Each component's share of the variance, what lies below 0 taken as 0; largest first.
+def variance_words(variance: Row | None) -> str:
+    """Each component's share of the variance, the largest first; empty with one component.
+
+    What lies below 0 is taken as 0, and what rounds to 0 % is left out.
 
     Args:
         variance: One of ``sampling.variance``; null gives nothing.
     """
     names = {
-        "intents": "lies between intents",
+        "intents": "between intents",
         "prompts": "between prompts",
         "prompt_by_temperature": "in what temperature does to a prompt",
         "temperatures": "between temperatures",
@@ -220,7 +220,7 @@ def variance_shares(variance: Row | None) -> list[tuple[str, float]]:
         "replies": "from response to response",
     }
     if variance is None:
-        return []
+        return ""
     sizes = {
         words: max(variance[key]["value"], 0.0)
         for key, words in names.items()
@@ -228,8 +228,9 @@ def variance_shares(variance: Row | None) -> list[tuple[str, float]]:
     }
     total = sum(sizes.values())
     if total <= 0 or len(sizes) < 2:
-        return []
-    return sorted(((k, v / total) for k, v in sizes.items()), key=lambda one: -one[1])
+        return ""
+    shares = sorted(((size / total, where) for where, size in sizes.items()), reverse=True)
+    return ", ".join(f"{percent(share)} {where}" for share, where in shares if share >= 0.005)
 
 
 def _instruments(axis: Row, subject: str) -> list[str]:

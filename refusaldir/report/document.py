@@ -234,7 +234,12 @@ def tables_csv(document: Mapping[str, Any]) -> str:
 
 
 def _csv_rows(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    drift = document["drift"]
+    if "drift" in document:  # else it is a document of behaviour alone
+        yield from _drift_rows(document["drift"])
+    yield from _behaviour_rows(document["behaviour"])
+
+
+def _drift_rows(drift: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     for row in drift["layers"]:
         where = {
             "table": "drift",
@@ -247,7 +252,6 @@ def _csv_rows(document: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
         site = cell["site"]
         if site["position"] != drift["site"]["position"]:
             yield from _figures(cell, {"table": "drift", **site})
-    yield from _behaviour_rows(document["behaviour"])
 
 
 def _behaviour_rows(behaviour: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:

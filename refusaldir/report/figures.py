@@ -23,6 +23,7 @@ __all__ = [
     "geometry_figure",
     "link_figure",
     "save_figure",
+    "write_behaviour_figures",
     "write_figures",
 ]
 
@@ -54,6 +55,25 @@ def write_figures(document: Row, folder: str | Path) -> tuple[Path, ...]:
     )
     if has_views(document):
         paths += write_geometry_figure(document, folder)
+    return paths + write_behaviour_figures(document, folder)
+
+
+def write_behaviour_figures(document: Row, folder: str | Path) -> tuple[Path, ...]:
+    """Draw and write the figures of behaviour that the document has data for.
+
+    Args:
+        document: A diff or behaviour document.
+        folder: Where ``behaviour`` and ``link`` go, each as ``.png`` and ``.svg``.
+
+    Returns:
+        The paths written.
+
+    Raises:
+        StoreError: A file cannot be written.
+    """
+    folder = Path(folder)
+    names = model_names(document)
+    paths: tuple[Path, ...] = ()
     if has_behaviour(document):
         paths += save_figure(
             behaviour_figure(document),
