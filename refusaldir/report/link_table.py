@@ -39,7 +39,7 @@ def link_tables(document: Row) -> list[RenderableType]:
     ]
     axes = link["categories"]["axes"]
     found += [
-        _correlations(AXIS_TITLES[name], axes[name], link["categories"]["note"])
+        _categories(AXIS_TITLES[name], axes[name], link["categories"]["note"])
         for name in AXIS_TITLES
         if axes[name] is not None
     ]
@@ -88,42 +88,58 @@ def _split_layout(rows: Sequence[tuple[str, Row, bool]], kind: str, level: str, 
     return layout
 
 
-def _correlations(title: str, found: Row, limit: str) -> RenderableType:
-    level = percent(found["correlations"][0]["kendall"]["level"]).replace(" ", "")
-    layouts = [_correlation_layout(found, level, wide) for wide in (2, 1, 0)]
-    lines = [
-        "Rank correlation, over the categories, of each measure with the change of the refusal "
-        f"rate. [{level}]: by drawing categories with replacement; a measure orders the categories "
-        "as behaviour does where it leaves out 0.",
-        *(_sentence(f"{name}: {said}") for name, said in found["measures"].items()),
-    ]
-    if found["rivals"]:
-        lines.append("°: knows nothing of refusal, a rival to hold the others against.")
-    lines.append(_sentence(limit))
-    why = sorted(
-        {
-            each["kendall"]["note"]
-            for each in found["correlations"]
-            if each["kendall"]["value"] is None
-        }
-    )
-    lines += [f"–: {visible(note)}." for note in why]
+def _categories(title: str, found: Row, limit: str) -> RenderableType:
     return Group(
         heading(f"Drift against behaviour by category: {title[0].lower()}{title[1:]}"),
-        Widest(*layouts),
-        notes(lines),
+        *correlation_table(found["correlations"], found, over="categories", limits=[limit]),
     )
 
 
-def _correlation_layout(found: Row, level: str, wide: int) -> Table:
+def correlation_table(
+    correlations: Sequence[Row], about: Row, *, over: str, limits: Sequence[str] = ()
+) -> tuple[RenderableType, RenderableType]:
+    """Return a row a measure, rivals marked, and what the figures mean.
+
+    Args:
+        correlations: Of each measure with the change of the refusal rate.
+        about: Holds ``measures`` and ``rivals``.
+        over: What the rows of the correlation are, in the plural.
+        limits: What it cannot tell.
+    """
+    level = percent(correlations[0]["kendall"]["level"]).replace(" ", "")
+    with_ends = any(each["kendall"]["lower"] is not None for each in correlations)
+    layouts = [_correlation_layout(correlations, about, level, wide) for wide in (2, 1, 0)]
+    lines = [
+        f"Rank correlation, over the {over}, of each measure with the change of the refusal rate."
+    ]
+    if with_ends:
+        lines.append(
+            f"[{level}]: by drawing {over} with replacement; a measure orders them as behaviour "
+            "does where it leaves out 0."
+        )
+    lines += [_sentence(f"{name}: {said}") for name, said in about["measures"].items()]
+    if about["rivals"]:
+        lines.append("°: knows nothing of refusal, a rival to hold the others against.")
+    lines += map(_sentence, limits)
+    # Said once: what is missing from a figure, or from its interval.
+    lines += map(
+        _sentence, dict.fromkeys(filter(None, (e["kendall"]["note"] for e in correlations)))
+    )
+    return Widest(*layouts), notes(lines)
+
+
+def _correlation_layout(correlations: Sequence[Row], about: Row, level: str, wide: int) -> Table:
+    """``wide``: 2 gives both correlations, 1 the first with its interval, 0 without."""
     layout = table()
     layout.add_column("measure", overflow="fold", min_width=10, max_width=20)
     add_numbers(layout, "n")
-    add_numbers(layout, f"Kendall τ [{level}]" if wide else "Kendall τ")
+    with_ends = any(each["kendall"]["lower"] is not None for each in correlations)
+    ends = f" [{level}]" if with_ends else ""
+    add_numbers(layout, f"Kendall τ{ends}" if wide else "Kendall τ")
     if wide == 2:
-        add_numbers(layout, f"Spearman ρ [{level}]")
-    for each in found["correlations"]:
-        name = visible(each["measure"]) + ("°" if each["measure"] in found["rivals"] else "")
+        add_numbers(layout, f"Spearman ρ{ends}")
+    for each in correlations:
+        name = visible(each["measure"]) + ("°" if each["measure"] in about["rivals"] else "")
         cells = [
             str(len(each["rows"])),
             estimate(each["kendall"], 2, interval=wide > 0, signed=True),

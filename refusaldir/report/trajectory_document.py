@@ -18,12 +18,13 @@ from refusaldir.report.text import number, percent
 
 if TYPE_CHECKING:
     from refusaldir.drift.trajectory import Trajectory
+    from refusaldir.probes.series_link import SeriesLink
 
 Row = Mapping[str, Any]
 
 SCHEMA = "refusaldir.trajectory"
 #: Raised when a reader of the previous version could misread a document.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 _LIMITS = (
     "Checkpoints share base and prompts, so their errors are alike: a step between two of them "
@@ -36,6 +37,7 @@ _LIMITS = (
 def build_trajectory(
     trajectory: "Trajectory",
     documents: Sequence[Row],
+    link: "SeriesLink | None" = None,
     *,
     options: Row | None = None,
     created: str | None = None,
@@ -45,6 +47,7 @@ def build_trajectory(
     Args:
         trajectory: Drift over the checkpoints.
         documents: The diff document of each.
+        link: Drift against behaviour over the checkpoints, or None where that was not measured.
         options: The settings it was made with, JSON-ready.
         created: UTC time in ISO 8601; now by default.
 
@@ -77,7 +80,11 @@ def build_trajectory(
                 "options": dict(options or {}),
                 "verdict": {
                     "headline": headline,
-                    "sentences": [*rest, *_behaviour(points)],
+                    "sentences": [
+                        *rest,
+                        *_behaviour(points),
+                        *(() if link is None else link.sentences),
+                    ],
                     "limits": list(_LIMITS),
                 },
                 "base": first["base"],
@@ -86,6 +93,7 @@ def build_trajectory(
                 **{key: first["drift"][key] for key in ("n_harmful", "n_harmless", "n_clusters")},
                 "checkpoints": points,
                 **firsts,
+                "link": None if link is None else link.to_dict(),
                 "notes": _notes([point["name"] for point in points], documents),
             }
         )

@@ -21,8 +21,9 @@ from refusaldir.report.layout import (
     notes,
     table,
 )
+from refusaldir.report.link_table import correlation_table
 from refusaldir.report.tables import FLOORS, beyond
-from refusaldir.report.text import number, percent, visible
+from refusaldir.report.text import AXIS_TITLES, number, percent, visible
 
 Row = Mapping[str, Any]
 
@@ -57,9 +58,23 @@ def trajectory_report(document: Row) -> RenderableType:
         document: From `refusaldir.report.trajectory_document`.
 
     Returns:
-        A rich renderable: the verdict, then a row a checkpoint.
+        A rich renderable: the verdict, a row a checkpoint, and drift against behaviour over them.
     """
-    return Group(_verdict(document), trajectory_table(document))
+    return Group(_verdict(document), trajectory_table(document), *_links(document["link"]))
+
+
+def _links(link: Row | None) -> list[RenderableType]:
+    """Drift against behaviour over the checkpoints, an axis a table."""
+    parts: list[RenderableType] = []
+    for axis, title in AXIS_TITLES.items():
+        found = None if link is None else link["axes"][axis]
+        if link is not None and found:
+            over = "fine-tunes" if link["independent"] else "checkpoints"
+            parts.append(
+                heading(f"Drift against behaviour over the {over}: {title[0].lower()}{title[1:]}")
+            )
+            parts += correlation_table(found, link, over=over)
+    return parts
 
 
 def _verdict(document: Row) -> RenderableType:

@@ -10,6 +10,7 @@ from rich.console import Console
 from refusaldir.drift.layer_result import ByClass
 from refusaldir.drift.trajectory import Checkpoint, trajectory
 from refusaldir.errors import StoreError
+from refusaldir.probes.series_link import series_link
 from refusaldir.records import Estimate, Site
 from refusaldir.report.document import load_document, write_json
 from refusaldir.report.schema import CHECKED, DESCRIBING, document_schema, first_violation
@@ -28,7 +29,7 @@ def estimate(value, half=0.05):
     return Estimate(value=value, lower=value - half, upper=value + half, n=40)
 
 
-def made_up(make_document, *, steps=(100, 200, 300), measured=True, names=None):
+def made_up(make_document, *, steps=(100, 200, 300), measured=True, names=None, link=None):
     """Checkpoints that turn by 10° each; their refusals are those of one made-up diff."""
     documents = [make_document(5, 2 if measured else 0) for _ in steps]
     points = [
@@ -46,7 +47,9 @@ def made_up(make_document, *, steps=(100, 200, 300), measured=True, names=None):
         for i, step in enumerate(steps)
     ]
     site = Site(**{k: documents[0]["drift"]["site"][k] for k in ("hook", "layer", "position")})
-    return build_trajectory(trajectory(site, points), documents, options={"seed": 0}, created="now")
+    return build_trajectory(
+        trajectory(site, points), documents, link, options={"seed": 0}, created="now"
+    )
 
 
 def printed(document, width=80):
@@ -92,6 +95,34 @@ def test_documents_obey_the_schema_and_read_back(make_document, tmp_path, measur
     assert first_violation(document, document_schema("trajectory")) is None
     path = write_json(document, tmp_path / "trajectory.json")
     assert load_trajectory(path) == document
+
+
+def made_up_link(independent):
+    rows = [f"checkpoint-{100 * i}" for i in range(8)]
+    return series_link(
+        rows,
+        {"rotation": [1.0, 2, 4, 3, 5, 6, 8, 7], "weight distance": [1.0, 2, 3, 4, 5, 6, 7, 8]},
+        {"refusal": [-0.1 * i for i in range(8)], "over_refusal": [None] * 8},
+        said={"rotation": "angle, degrees", "weight distance": "of the blocks"},
+        rivals=("weight distance",),
+        independent=independent,
+    )
+
+
+@pytest.mark.parametrize("independent", [True, False])
+def test_drift_against_behaviour_stands_in_document_table_and_verdict(make_document, independent):
+    document = made_up(make_document, link=made_up_link(independent))
+    VALIDATOR.validate(document)
+    assert first_violation(document, document_schema("trajectory")) is None
+    over = "fine-tunes" if independent else "checkpoints of one run"
+    assert document["verdict"]["sentences"][-1].startswith(f"Over 8 {over}")
+    for width in (40, 80):
+        text = printed(document, width)
+        assert "weight distance°" in text and "−1.00" in text
+        assert max(map(len, text.splitlines())) <= width
+        assert ("[" in text.split("Drift against")[1]) is independent or width == 40
+        assert ("not independent" in " ".join(text.split())) is not independent
+    assert made_up(make_document)["link"] is None
 
 
 def test_foreign_newer_and_damaged_files(make_document, document, tmp_path):
