@@ -13,6 +13,8 @@ refusaldir diff smollm2-135m+aligned smollm2-135m+aligned+tuned
 
 refusaldir diff ./base ./tuned --layers fast
 
+refusaldir diff ./base ./tuned --battery battery --temperature 0,0.7 --escalations both
+
 refusaldir diff base.h5 tuned.h5 --json
 
 refusaldir diff ./base ./base+./my-lora --harmful bad.txt --harmless good.txt
@@ -88,13 +90,32 @@ def diff(
     behaviour: Annotated[
         str,
         typer.Option(
-            help="on, off, or auto: on for model specs, off for captures.",
+            help="on, off, or auto: on for model specs, and where an option below asks for it.",
             rich_help_panel=_BEHAVIOUR,
         ),
     ] = "auto",
+    battery: Annotated[
+        str | None,
+        typer.Option(
+            help="What both models are asked: battery, contrast, a file, a preset or a data set; "
+            "the held-out prompts of the comparison otherwise. --limit holds for it too.",
+            rich_help_panel=_BEHAVIOUR,
+        ),
+    ] = None,
+    temperature: options.Temperature = "0",
+    samples: options.Samples = 5,
+    seeds: options.Seeds = "0",
     max_new_tokens: Annotated[
-        int, typer.Option(min=1, help="Length of the generations.", rich_help_panel=_BEHAVIOUR)
-    ] = 64,
+        int | None,
+        typer.Option(
+            min=1,
+            help="Budget of each reply: 64, or 192 with --battery.",
+            rich_help_panel=_BEHAVIOUR,
+            show_default=False,
+        ),
+    ] = None,
+    escalations: options.Escalations = "off",
+    judge: options.Judge = None,
     refusal_token: options.RefusalToken = None,
     layers: Annotated[
         str,
@@ -112,8 +133,9 @@ def diff(
 ) -> None:
     """Compare two models: drift of the refusal direction, its cause, and behaviour.
 
-    Writes diff.json, the figures (PNG and SVG) and the responses, which stay
-    on this machine. What was cut off earlier is continued.
+    Writes diff.json, the figures (PNG and SVG) and the replies of both models,
+    which stay on this machine. Repeat the command to go on with what was cut
+    off.
 
     With several checkpoints, each is compared with base in a folder of its
     own, and trajectory.json and its figure follow the drift over all of them.
@@ -152,7 +174,13 @@ def diff(
             select=select,
             follow_nearest=follow_nearest,
             behaviour=behaviour,
+            battery=battery,
+            temperatures=options.parse_numbers(temperature, "--temperature", float),
+            samples=samples,
+            seeds=options.parse_numbers(seeds, "--seeds", int),
             max_new_tokens=max_new_tokens,
+            escalations=escalations,
+            judges=judge,
             refusal_tokens=refusal_token,
             **({} if series else {"layers": layers}),
             seed=seed,

@@ -12,7 +12,7 @@ import typer
 from refusaldir import __version__
 from refusaldir.errors import RefusaldirError
 
-from . import diff, direction, extract, gate, layers, plan, select, show, view
+from . import diff, direction, extract, gate, layers, plan, probe, select, show, view
 
 app = typer.Typer(
     name="refusaldir",
@@ -28,6 +28,7 @@ app = typer.Typer(
 app.command("extract", epilog=extract.EXAMPLES)(extract.extract)
 app.command("select", epilog=select.EXAMPLES)(select.select)
 app.command("diff", epilog=diff.EXAMPLES)(diff.diff)
+app.command("probe", epilog=probe.EXAMPLES)(probe.probe)
 app.command("layers", epilog=layers.EXAMPLES)(layers.layers)
 app.command("gate", epilog=gate.EXAMPLES)(gate.gate)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)

@@ -197,9 +197,65 @@ Exhaustive = Annotated[
         rich_help_panel=_CRITERIA,
     ),
 ]
+_BEHAVIOUR = "Behaviour"
+Temperature = Annotated[
+    str,
+    typer.Option(
+        help="Temperatures, joined by commas: 0 is greedy.",
+        rich_help_panel=_BEHAVIOUR,
+        metavar="T,…",
+    ),
+]
+Samples = Annotated[
+    int,
+    typer.Option(
+        min=1, help="Replies to each prompt and seed above temperature 0.",
+        rich_help_panel=_BEHAVIOUR,
+    ),
+]  # fmt: skip
+Seeds = Annotated[
+    str,
+    typer.Option(
+        help="Seeds of whole repetitions above temperature 0, joined by commas.",
+        rich_help_panel=_BEHAVIOUR,
+        metavar="N,…",
+    ),
+]
+Escalations = Annotated[
+    str,
+    typer.Option(
+        help="Built-in conversations of 4 to 6 turns, which ask another question than single "
+        "prompts and take 240 replies more a mode, so they are off by default: frozen (canned "
+        "replies in between), live (the model's own), both, or off.",
+        rich_help_panel=_BEHAVIOUR,
+    ),
+]
+Judge = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="phrases, first-token, hf:NAME\\[@REVISION], llm:MODEL@URL or labels:FILE; repeat for "
+        "more. The first one's labels count. By default phrases and, in process, first-token.",
+        rich_help_panel=_BEHAVIOUR,
+    ),
+]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+
+
+def parse_numbers(text: str, where: str, kind: type[int] | type[float]) -> tuple[Any, ...]:
+    """Turn ``"0,0.7"`` into (0.0, 0.7).
+
+    Raises:
+        RefusaldirError: A part is no number of this kind.
+    """
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError:
+        example = "0,1,2" if kind is int else "0,0.7"
+        raise RefusaldirError(
+            "These numbers cannot be read", expected=f"e.g. {example}", got=repr(text), where=where
+        ) from None
 
 
 def parse_layers(text: str | None) -> tuple[int, ...] | None:

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import Diff as Diff
     from refusaldir.pipeline import Extracted as Extracted
     from refusaldir.pipeline import LayersFound as LayersFound
+    from refusaldir.pipeline import Probed as Probed
     from refusaldir.pipeline import Selected as Selected
     from refusaldir.pipeline import Series as Series
     from refusaldir.pipeline import diff as diff
     from refusaldir.pipeline import diff_series as diff_series
     from refusaldir.pipeline import extract as extract
+    from refusaldir.pipeline import probe as probe
     from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
     from refusaldir.pipeline import which_layers as which_layers
@@ -44,6 +46,7 @@ _HOMES = {
     "LayersFound": "refusaldir.pipeline",
     "LoadOptions": "refusaldir.models.options",
     "Planned": "refusaldir.pipeline.planning",
+    "Probed": "refusaldir.pipeline",
     "RefusaldirError": "refusaldir.errors",
     "Selected": "refusaldir.pipeline",
     "Series": "refusaldir.pipeline",
@@ -55,6 +58,7 @@ _HOMES = {
     "load_direction": "refusaldir.directions.exchange",
     "load_prompts": "refusaldir.prompts.load",
     "plan": "refusaldir.pipeline.planning",
+    "probe": "refusaldir.pipeline",
     "read_direction": "refusaldir.pipeline",
     "select": "refusaldir.pipeline",
     "view": "refusaldir.pipeline.viewing",
@@ -71,6 +75,7 @@ __all__ = [
     "LayersFound",
     "LoadOptions",
     "Planned",
+    "Probed",
     "RefusaldirError",
     "Selected",
     "Series",
@@ -82,6 +87,7 @@ __all__ = [
     "load_direction",
     "load_prompts",
     "plan",
+    "probe",
     "read_direction",
     "select",
     "view",

@@ -1,8 +1,9 @@
 """Composition root: the only room that wires the others together.
 
-`extract` captures one model; `select` finds the direction in it that causes refusal; `diff`
-compares two, `diff_series` a model with its checkpoints; `which_layers` says which layers a
-fine-tune disturbed. The command line calls these functions and so may you:
+`extract` captures one model; `select` finds the direction in it that causes refusal; `probe` asks
+it what it refuses; `diff` compares two models, `diff_series` a model with its checkpoints;
+`which_layers` says which layers a fine-tune disturbed. The command line calls these functions and
+so may you:
 
     import refusaldir as rd
 
@@ -16,6 +17,7 @@ from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.direction_reading import read_direction
 from refusaldir.pipeline.extraction import Extracted, extract
 from refusaldir.pipeline.layers import LayersFound, which_layers
+from refusaldir.pipeline.probing import Probed, probe
 from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.pipeline.selected import Selected
 from refusaldir.pipeline.selection import select
@@ -26,12 +28,14 @@ __all__ = [
     "Diff",
     "Extracted",
     "LayersFound",
+    "Probed",
     "ProgressFn",
     "Selected",
     "Series",
     "diff",
     "diff_series",
     "extract",
+    "probe",
     "read_direction",
     "select",
     "which_layers",

@@ -9,6 +9,7 @@ from refusaldir.errors import PromptError, RefusaldirError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.arm import Arm, Terms, is_capture
+from refusaldir.pipeline.battery import Asked, Battery
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.opening import Opening
 from refusaldir.pipeline.plan import Rendering, prompt_set
@@ -35,7 +36,6 @@ class Choices:
     criteria: Criteria | None
     follow_nearest: bool
     behaviour: str
-    max_new_tokens: int
     refusal_tokens: tuple[str, ...] | None
     seed: int
     store: str | Path | None
@@ -56,6 +56,40 @@ class Choices:
                 + ("" if self.position is None else f" --position {self.position}"),
                 where="--select on",
             )
+
+    def battery(
+        self,
+        asked: Asked,
+        terms: Terms,
+        *,
+        specs: bool,
+        column_map: Mapping[str, str] | None,
+        limit: int | None,
+    ) -> Battery | None:
+        """What both models are asked; None where behaviour is not measured.
+
+        Args:
+            asked: What was said about it.
+            terms: What the sides have in common.
+            specs: Whether only model specs were given.
+            column_map: As in `refusaldir.load_prompts`.
+            limit: Most prompts of each class.
+
+        Raises:
+            RefusaldirError: Something was said and behaviour is off, or cannot be.
+        """
+        if asked.anything and self.behaviour == "off":
+            raise RefusaldirError(
+                "Models whose behaviour is off are asked nothing",
+                got="an option about what they are asked",
+                where="--behaviour off",
+                next_step="Leave one of the two out",
+            )
+        if self.behaviour == "off" or (self.behaviour == "auto" and not (specs or asked.anything)):
+            return None
+        # Those that no direction was fitted or chosen on; all where there are no splits.
+        held_out = terms.prompts.select(split="test") or terms.prompts
+        return asked.made(held_out, column_map=column_map, limit=limit)
 
     @property
     def by_cause(self) -> bool:

@@ -8,6 +8,7 @@ from refusaldir.errors import RefusaldirError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.arm import is_capture
+from refusaldir.pipeline.battery import SAMPLES, Asked
 from refusaldir.pipeline.choices import Choices, make_terms
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.layer_choices import MODES
@@ -47,7 +48,13 @@ def diff(
     criteria: Criteria | None = None,
     follow_nearest: bool = False,
     behaviour: str = "auto",
-    max_new_tokens: int = 64,
+    battery: str | Path | PromptSet | None = None,
+    escalations: str = "off",
+    temperatures: Sequence[float] = (0.0,),
+    samples: int = SAMPLES,
+    seeds: Sequence[int] = (0,),
+    max_new_tokens: int | None = None,
+    judges: Sequence[str] | None = None,
     refusal_tokens: Sequence[str] | None = None,
     layers: str = "off",
     seed: int = 0,
@@ -92,8 +99,15 @@ def diff(
             base capture.
         criteria: What is asked of that direction.
         follow_nearest: Where no direction is valid, follow the nearest candidate all the same.
-        behaviour: ``"on"``, ``"off"``, or ``"auto"``: on when both sides are model specs.
-        max_new_tokens: Length of the greedy generations on the held-out prompts.
+        behaviour: ``"on"``, ``"off"``, or ``"auto"``: on when both sides are model specs, or when
+            something below was asked for.
+        battery: What both models are asked, as in `probe`; None asks the held-out prompts.
+        escalations: As in `probe`.
+        temperatures: As in `probe`.
+        samples: As in `probe`.
+        seeds: As in `probe`.
+        max_new_tokens: Budget of each reply; None for 64, or 192 with a battery.
+        judges: As in `probe`.
         refusal_tokens: First tokens of refusals; None finds them in the base's own refusals.
         layers: Which layers the fine-tune disturbed, as `refusaldir.pipeline.which_layers` finds
             it: ``"fast"``, ``"full"`` or ``"off"``. Both models are then in memory together.
@@ -127,7 +141,6 @@ def diff(
         criteria=criteria,
         follow_nearest=follow_nearest,
         behaviour=behaviour,
-        max_new_tokens=max_new_tokens,
         refusal_tokens=None if refusal_tokens is None else tuple(refusal_tokens),
         seed=seed,
         store=store,
@@ -145,12 +158,23 @@ def diff(
         thinking=thinking,
         positions=positions,
     )
+    asked = Asked(
+        battery=battery,
+        escalations=escalations,
+        temperatures=temperatures,
+        samples=samples,
+        seeds=seeds,
+        max_new_tokens=max_new_tokens,
+        judges=judges,
+    )
+    specs = not (is_capture(base) or is_capture(tuned))
     pair = Pair.settle(
         choices,
         terms,
+        choices.battery(asked, terms, specs=specs, column_map=column_map, limit=limit),
         choices.arm("base", base, terms),
         (base, tuned),
-        specs=not (is_capture(base) or is_capture(tuned)),
+        specs=specs,
     )
     folder = Path(out) if out is not None else _default_folder(pair)
     if layers == "off":

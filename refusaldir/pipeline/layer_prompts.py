@@ -117,7 +117,7 @@ class Along:
             site: The site asked for, or None. A direction selected there is taken as it is.
             seed: Seed of a missing split.
         """
-        split = Split.of(material, seed)
+        split = Split.of(material.rendered.prompts, material.labels, seed)
         selected = find_selected(folder_beside(arm.path), arm.provenance)
         if (
             selected is not None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from refusaldir.errors import OutputExistsError
 from refusaldir.pipeline.arm import Arm
+from refusaldir.pipeline.battery import SHORT
 from refusaldir.pipeline.layer_choices import Asked, LayersFound
 from refusaldir.pipeline.layer_prompts import Along, outcome_prompts
 from refusaldir.pipeline.layer_run import RESPONSES, LayerRun
@@ -73,7 +74,7 @@ class LayersJob:
                 task_text=None,
                 site=done.drift.site.site,
                 refusal_tokens=choices.refusal_tokens,
-                max_new_tokens=choices.max_new_tokens,
+                max_new_tokens=SHORT if pair.battery is None else pair.battery.plan.max_new_tokens,
                 batch_size=choices.batch_size,
                 seed=choices.seed,
                 force=choices.force,

@@ -6,22 +6,32 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from refusaldir.directions.estimates import direction_of
+from refusaldir.directions.mean_diff import Direction
+from refusaldir.directions.site import choose_site
 from refusaldir.drift.handle import ARMS
-from refusaldir.errors import PromptError
+from refusaldir.errors import DirectionError, PromptError
 from refusaldir.pipeline.arm import Arm
+from refusaldir.pipeline.battery import Battery
 from refusaldir.pipeline.causality import Causality, Trial, conclude
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.material import Material
+from refusaldir.pipeline.model_run import ModelRun
 from refusaldir.pipeline.plan import Rendering
-from refusaldir.pipeline.progress import ProgressFn, counter
+from refusaldir.pipeline.progress import ProgressFn
 from refusaldir.pipeline.selected import find_selected, folder_beside
 from refusaldir.pipeline.selection import select_on
+from refusaldir.pipeline.splits import Split
+from refusaldir.probes.judged import SURPRISE
 from refusaldir.prompts.schema import PromptSet
+from refusaldir.store import Capture
 
 if TYPE_CHECKING:
     from refusaldir.directions.effect import Effects
     from refusaldir.models.bridge import HookedModel
-    from refusaldir.probes.behaviour import Behaviour
+    from refusaldir.probes.model_host import ModelHost
     from refusaldir.probes.refusal_tokens import RefusalTokens
     from refusaldir.prompts.render import RenderedSet
 
@@ -31,11 +41,11 @@ class Known:
     """What is known of base from an earlier comparison with it.
 
     Attributes:
-        behaviour: Its responses.
+        run: Its replies.
         causality: The selection in it.
     """
 
-    behaviour: "Behaviour | None" = None
+    run: ModelRun | None = None
     causality: Causality | None = None
 
     @property
@@ -43,8 +53,8 @@ class Known:
         """Its refusal tokens, where they were found."""
         from refusaldir.probes.refusal_tokens import RefusalTokens
 
-        if self.behaviour is not None and self.behaviour.refusal_tokens:
-            return self.behaviour.refusal_tokens
+        if self.run is not None and self.run.refusal_tokens:
+            return self.run.refusal_tokens
         if self.causality is None or self.causality.selected is None:
             return None
         return RefusalTokens.from_dict(self.causality.selected.document["refusal_tokens"])
@@ -65,18 +75,21 @@ class Measurement:
         select: Whether to select one where none is there.
         read_select: Whether to use one that lies beside the base capture.
         follow_nearest: As in `refusaldir.pipeline.diff`.
-        probe: Whether to generate responses.
+        hook: Hook point, and ``position`` the token offset, at which a direction to project on is
+            looked for where selection gives none.
+        position: See there; None for any.
+        seed: Seed of a missing split.
+        battery: What the models are asked; None measures no behaviour.
         refusal_tokens: First tokens of refusals, or None.
-        max_new_tokens: Length of the responses.
         batch_size: Prompts a batch, or None.
-        folder: Where responses are written.
-        base_folder: Where those of base are written.
+        folder: Replies go to ``tuned`` in there.
+        base_folder: Those of base to ``base`` in there.
         known: What is known of base already; what is found here is added.
         force: Overwrite responses made otherwise.
         progress: Called with stage, done and total.
 
     Attributes:
-        responses: Behaviour by arm, as far as it was measured.
+        runs: Replies by arm, as far as there are any.
         effects: What the directions do, by arm.
     """
 
@@ -88,9 +101,11 @@ class Measurement:
     select: bool
     read_select: bool
     follow_nearest: bool
-    probe: bool
+    hook: str
+    position: int | None
+    seed: int
+    battery: Battery | None
     refusal_tokens: Sequence[str] | None
-    max_new_tokens: int
     batch_size: int | None
     folder: Path
     base_folder: Path
@@ -100,11 +115,11 @@ class Measurement:
 
     def __post_init__(self) -> None:
         """Start from what is there already."""
-        self.responses: dict[str, Behaviour] = {}
+        self.runs: dict[str, ModelRun] = {}
         self.effects: dict[str, Effects] = {}
         self._captured = {arm.role for arm in self.arms if arm.plan is None}
-        if self.known.behaviour is not None:
-            self.responses["base"] = self.known.behaviour
+        if self.known.run is not None:
+            self.runs["base"] = self.known.run
         if self.known.causality is None and self.read_select:
             self.known.causality = self._selected_before()
 
@@ -124,9 +139,10 @@ class Measurement:
 
     def run(self) -> None:
         """Capture, select, probe, and try directions; each model is opened as seldom as can be."""
+        known = "base" in self.runs
         for arm in self.arms:
             selecting = self.select and arm.role == "base" and self.causality is None
-            probing = self.probe and arm.role not in self.responses
+            probing = self.battery is not None and arm.role not in self.runs
             if not (probing or arm.plan is not None or selecting):
                 continue
             with arm.model() as model:
@@ -134,16 +150,22 @@ class Measurement:
                 if selecting:
                     self._select(arm, model)
                 if probing:
-                    self.responses[arm.role] = self._respond(arm, model)
+                    self._ask(arm, model)
                 self._try(arm, model)
                 del model
-        if not (self.probe or self.select):
+        if self.battery is None and not self.select:
             return
         for arm in self.arms:
-            if self._to_try(arm) is not None:
+            reading = arm.role == "base" and not all(map(self._is_read, self.runs.values()))
+            if reading or self._to_try(arm) is not None:
                 with arm.model() as model:
                     self._try(arm, model)
+                    if reading:
+                        self._read(model)
                     del model
+        for role, run in self.runs.items():
+            if role == "tuned" or not known:
+                run.judge(self.arms[0].opening.options)
 
     def _capture(self, arm: Arm, model: "HookedModel") -> None:
         arm.capture(model, f"Capture {arm.role}", self.progress)
@@ -209,37 +231,69 @@ class Measurement:
         renderer = self.rendering.renderer(model.tokenizer)
         return renderer.render(prompts, max_length=model.max_length)
 
-    def _respond(self, arm: Arm, model: "HookedModel") -> "Behaviour":
-        """Generate and score; the base's refusal tokens serve both arms."""
-        from refusaldir.probes.host import Along
-        from refusaldir.probes.measure import measure
+    @cached_property
+    def direction(self) -> Direction | None:
+        """Base's direction, on which the prompts of both models are projected.
+
+        The one selected; without it, the mean difference of the training prompts where base
+        separates best.
+        """
+        if self.causality is not None and self.causality.direction is not None:
+            return self.causality.direction
+        with Capture.open(self.arms[0].path) as capture:
+            labels = np.asarray(capture.labels)
+            wanted = capture.positions.post if self.position is None else (self.position,)
+            try:
+                site = choose_site(capture, self.hook, positions=wanted, seed=self.seed).site
+                split = Split.of(capture.prompts, labels, self.seed)
+                found = direction_of(capture, split.train, site, "mean_diff")
+            except DirectionError:  # no signal anywhere, or too few prompts
+                return None
+        return found if found.vector.any() else None
+
+    def _host(self, model: "HookedModel") -> "ModelHost":
         from refusaldir.probes.model_host import ModelHost
-        from refusaldir.probes.plan import SamplingPlan
+
+        renderer = self.rendering.renderer(model.tokenizer)
+        return ModelHost(hooked=model, renderer=renderer, batch_size=self.batch_size)
+
+    def _ask(self, arm: Arm, model: "HookedModel") -> None:
+        """Generate and score; base's refusal tokens and direction serve both arms."""
+        from refusaldir.probes.host import Along
         from refusaldir.probes.refusal_tokens import RefusalTokens, given_refusal_tokens
 
+        if self.battery is None:
+            return
         tokens = None
         if arm.role == "tuned":
-            tokens = self.responses["base"].refusal_tokens
+            tokens = self.runs["base"].refusal_tokens
         elif self.causality is not None and self.causality.selected is not None:
             tokens = RefusalTokens.from_dict(self.causality.selected.document["refusal_tokens"])
         if not tokens and self.refusal_tokens:
             tokens = given_refusal_tokens(model.tokenizer, self.refusal_tokens)
-        # Those that no direction was fitted or chosen on; all where there are no splits.
-        asked = self.prompts.select(split="test") or self.prompts
         folder = self.base_folder if arm.role == "base" else self.folder
-        found = measure(
-            ModelHost(
-                hooked=model,
-                renderer=self.rendering.renderer(model.tokenizer),
-                batch_size=self.batch_size,
-            ),
-            asked,
-            SamplingPlan(max_new_tokens=self.max_new_tokens),
-            along=Along(tokens=tokens),
-            path=folder / f"responses-{arm.role}.jsonl",
+        run = ModelRun(
+            battery=self.battery,
+            folder=folder / arm.role,
+            role=arm.role,
             force=self.force,
-            on_rows=counter(self.progress, f"Respond {arm.role}", len(asked)),
+            progress=self.progress,
         )
+        host = self._host(model)
+        run.ask(host, Along(tokens=tokens, direction=self.direction))
+        self.runs[arm.role] = run
         if arm.role == "base":
-            self.known.behaviour = found
-        return found
+            run.surprise(host)
+            self.known.run = run
+
+    def _is_read(self, run: ModelRun) -> bool:
+        """Whether the replies have been read under base, whichever model they are of."""
+        base = self.runs["base"]
+        scorers = {part.provenance.scorers.get(SURPRISE) for part in base.found.values()}
+        return all(scorer is not None and run.surprised(scorer) for scorer in scorers)
+
+    def _read(self, model: "HookedModel") -> None:
+        """Read both models' replies under base."""
+        host = self._host(model)
+        for run in self.runs.values():
+            run.surprise(host)

@@ -1,6 +1,6 @@
 """Which of a set's prompts make directions, which score them, and which are left for a test."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -11,7 +11,7 @@ from refusaldir.directions.reader import MIN_INTENTS, clusters_of, enough_intent
 from refusaldir.errors import PromptError
 from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.progress import ProgressFn
-from refusaldir.prompts.schema import Prompt
+from refusaldir.prompts.schema import Prompt, PromptSet
 from refusaldir.records import HARMFUL, HARMLESS
 
 if TYPE_CHECKING:
@@ -35,13 +35,12 @@ class Split:
     how: str
 
     @classmethod
-    def of(cls, material: Material, seed: int) -> "Split":
+    def of(cls, prompts: Sequence[Prompt] | PromptSet, labels: Indices, seed: int) -> "Split":
         """The set's own split, else four fifths and one fifth of the intents.
 
         Raises:
             DirectionError: There are too few intents of a class.
         """
-        prompts, labels = material.rendered.prompts, material.labels
         train, validation = rows_of(prompts, "train"), rows_of(prompts, "validation")
         if all(enough_intents(prompts, labels, part) for part in (train, validation)):
             return cls(train=train, validation=validation, how="the set's own splits")

@@ -9,12 +9,15 @@ from refusaldir.errors import CaptureMismatchError, OutputExistsError
 from refusaldir.models.options import LoadOptions
 from refusaldir.models.spec import ModelSpec
 from refusaldir.pipeline.arm import Arm, is_capture
+from refusaldir.pipeline.battery import SAMPLES, Asked
 from refusaldir.pipeline.choices import Choices, Side, make_terms
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.measurement import Known
+from refusaldir.pipeline.model_run import SUMMARY
 from refusaldir.pipeline.pair import Pair, make_folder
 from refusaldir.pipeline.progress import ProgressFn, silent
 from refusaldir.pipeline.stops import Stop, find_stops, short_name
+from refusaldir.probes.run import FILES
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import Provenance, Site, content_hash
 from refusaldir.store import Capture, default_store
@@ -69,7 +72,13 @@ def diff_series(
     criteria: Criteria | None = None,
     follow_nearest: bool = False,
     behaviour: str = "auto",
-    max_new_tokens: int = 64,
+    battery: str | Path | PromptSet | None = None,
+    escalations: str = "off",
+    temperatures: Sequence[float] = (0.0,),
+    samples: int = SAMPLES,
+    seeds: Sequence[int] = (0,),
+    max_new_tokens: int | None = None,
+    judges: Sequence[str] | None = None,
     refusal_tokens: Sequence[str] | None = None,
     seed: int = 0,
     out: str | Path | None = None,
@@ -106,7 +115,13 @@ def diff_series(
         criteria: See there.
         follow_nearest: See there.
         behaviour: See there.
+        battery: See there.
+        escalations: See there.
+        temperatures: See there.
+        samples: See there.
+        seeds: See there.
         max_new_tokens: See there.
+        judges: See there.
         refusal_tokens: See there.
         seed: See there.
         out: Folder for the results; None names one in the store.
@@ -135,7 +150,6 @@ def diff_series(
         criteria=criteria,
         follow_nearest=follow_nearest,
         behaviour=behaviour,
-        max_new_tokens=max_new_tokens,
         refusal_tokens=None if refusal_tokens is None else tuple(refusal_tokens),
         seed=seed,
         store=store,
@@ -157,7 +171,20 @@ def diff_series(
     )
     arm = choices.arm("base", base, terms)
     specs = not any(map(is_capture, sides))
-    pairs = [Pair.settle(choices, terms, arm, (base, stop.side), specs=specs) for stop in stops]
+    asked = Asked(
+        battery=battery,
+        escalations=escalations,
+        temperatures=temperatures,
+        samples=samples,
+        seeds=seeds,
+        max_new_tokens=max_new_tokens,
+        judges=judges,
+    )
+    battery_of = choices.battery(asked, terms, specs=specs, column_map=column_map, limit=limit)
+    pairs = [
+        Pair.settle(choices, terms, battery_of, arm, (base, stop.side), specs=specs)
+        for stop in stops
+    ]
     _require_alike(stops, pairs)
     folder = Path(out) if out is not None else _default_folder(arm, tuned, store)
     return _follow(stops, pairs, folder, progress)
@@ -220,8 +247,9 @@ def _follow(
     # Last, so that a folder with a trajectory.json is complete.
     files = {"trajectory.json": write_json(document, folder / "trajectory.json")}
     files |= {path.name: path for path in figures}
-    responses = folder / "responses-base.jsonl"
-    files |= {responses.name: responses} if responses.exists() else {}
+    for name in (SUMMARY, *FILES.values()):
+        path = folder / "base" / name
+        files |= {f"base/{name}": path} if path.exists() else {}
     files |= {f"{stop.name}/diff.json": folder / stop.name / "diff.json" for stop in stops}
     return Series(document=document, trajectory=found, folder=folder, files=files)
 

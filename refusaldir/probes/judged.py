@@ -9,7 +9,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
-from refusaldir.probes.outcomes import EMPTY, INCOHERENT, Judgement
+from refusaldir.probes.coherence import incoherence
+from refusaldir.probes.outcomes import EMPTY, INCOHERENT, Judgement, is_refused
+from refusaldir.probes.phrases import judge
 
 #: Name of a row's surprise among its further scores: mean nats a token of the reply under base.
 SURPRISE = "surprise"
@@ -36,10 +38,13 @@ def by_gate(judgement: Judgement) -> bool:
 
 
 def gate(row: BehaviourRow) -> Judgement | None:
-    """The gate's label for a row, or None where a judge is to decide."""
-    from refusaldir.probes.coherence import incoherence
+    """The gate's label for a row, or None where a judge is to decide.
 
-    reason = incoherence(row.response, row.secondary.get(SURPRISE))
+    A refusal that goes round in circles still refuses, so what loops is only noise where the
+    wording is no refusal.
+    """
+    refused = bool(is_refused(judge(row.response, row.prompt).label))
+    reason = incoherence(row.response, row.secondary.get(SURPRISE), refused=refused)
     return None if reason is None else Judgement(label=INCOHERENT, evidence=GATE + reason)
 
 

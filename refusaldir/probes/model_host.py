@@ -13,7 +13,7 @@ from refusaldir.errors import PromptError
 from refusaldir.models.bridge import HookedModel
 from refusaldir.probes.generate import Response, generate, stop_ids
 from refusaldir.probes.host import Along, Reading
-from refusaldir.probes.in_process import InProcessRespond
+from refusaldir.probes.in_process import InProcessRespond, reply_of
 from refusaldir.probes.plan import Job, SamplingPlan
 from refusaldir.probes.projection import projections
 from refusaldir.probes.reply import Conversation, Reply
@@ -103,7 +103,7 @@ class ModelHost:
             scores.update(zip(indices.tolist(), values, strict=True))
 
         def keep(responses: Sequence[Response]) -> None:
-            on_replies([(r.index, _reply(r, scores.get(r.index))) for r in responses])
+            on_replies([(r.index, reply_of(r, scores.get(r.index))) for r in responses])
 
         generate(
             self.hooked,
@@ -158,15 +158,3 @@ class ModelHost:
                 self.hooked, ids, along.direction, batch_size=self.batch_size
             ).tolist()
         return list(zip(scores, found, strict=True))
-
-
-def _reply(response: Response, score: float | None) -> Reply:
-    return Reply(
-        text=response.text,
-        finished=response.finished,
-        reason="stop" if response.finished else "length",
-        n_tokens=len(response.ids),
-        first_token=response.ids[0] if response.ids else None,
-        score=score,
-        projection=response.projection,
-    )

@@ -9,7 +9,7 @@ prompts, whose noise would else go together.
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -138,25 +138,24 @@ def drawn_seed(conversation: Conversation, seed: int, sample: int) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
-def constant(jobs: Sequence[Job], texts: Mapping[str, str]) -> tuple[float, ...]:
+def constant(replies: Iterable[tuple[float, str, str]]) -> tuple[float, ...]:
     """Temperatures above 0 at which no prompt got two different replies.
 
     That several prompts should do so by chance is unlikely: the generator most likely ignores
     the temperature, and its samples are no replicates.
 
     Args:
-        jobs: What was generated.
-        texts: Reply of each job, by key.
+        replies: Temperature, prompt id and text of each.
 
     Returns:
         The temperatures, ascending; those at which no prompt has two replies are left out.
     """
-    replies: dict[float, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
-    for job in jobs:
-        if job.temperature > 0 and job.key in texts:
-            replies[job.temperature][job.index].append(texts[job.key])
+    texts: dict[float, dict[str, list[str]]] = defaultdict(lambda: defaultdict(list))
+    for temperature, prompt, text in replies:
+        if temperature > 0:
+            texts[temperature][prompt].append(text)
     found = []
-    for temperature, by_prompt in sorted(replies.items()):
+    for temperature, by_prompt in sorted(texts.items()):
         several = [said for said in by_prompt.values() if len(said) > 1]
         if several and all(len(set(said)) == 1 for said in several):
             found.append(temperature)

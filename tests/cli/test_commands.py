@@ -58,8 +58,9 @@ def test_diff_with_behaviour_prints_tables_and_says_where(captured):
                     "--max-new-tokens", "4", "--refusal-token", "a")  # fmt: skip
     assert done.code == 0, done.err
     assert "diff.json" in done.err
-    names = {path.name for path in Path("d").iterdir()}
-    assert {"behaviour.png", "responses-base.jsonl", "responses-tuned.jsonl"} <= names
+    names = {str(path.relative_to("d")) for path in Path("d").rglob("*")}
+    assert {"behaviour.png", "base/responses.jsonl", "tuned/responses.jsonl"} <= names
+    assert {"base/probe.json", "tuned/probe.json"} <= names
     assert max(map(len, done.out.splitlines())) <= 80
     shown = captured("show", "d")
     assert shown.code == 0

@@ -40,7 +40,10 @@ def test_api_mirrors_the_commands(base_model, tuned_model, prompt_file):
     assert result.document["drift"] is not None
     assert all(path.exists() for path in result.files.values())
     stages = list(dict.fromkeys(stage for stage, _, _ in seen))
-    assert stages == ["Respond base", "Capture tuned", "Respond tuned", "Compare layers"]
+    judged = [f"Judge {arm} by {judge}" for arm in ("base", "tuned")
+              for judge in ("phrases", "first-token")]  # fmt: skip
+    assert stages == ["Respond base", "Read replies of base", "Capture tuned", "Respond tuned",
+                      "Read replies of tuned", *judged, "Compare layers"]  # fmt: skip
     for stage in stages:
         counts = [(done, total) for name, done, total in seen if name == stage]
         assert counts[-1][0] == counts[-1][1]
@@ -79,7 +82,7 @@ def test_one_model_in_memory_at_a_time(base_model, tuned_model, prompt_file, mon
         max_new_tokens=2,
         refusal_tokens=["a"],
     )
-    assert len(alive) == 2
+    assert len(alive) == 3  # base, tuned, and base again, to read tuned's replies
     assert most == 1
 
 

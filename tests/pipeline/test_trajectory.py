@@ -48,11 +48,14 @@ def test_base_is_captured_and_probed_once_and_stages_name_the_checkpoint(
     assert [s for s in stages if "base" in s] == [
         "1/3 checkpoint-100: Capture base",
         "1/3 checkpoint-100: Respond base",
+        "1/3 checkpoint-100: Read replies of base",
+        "1/3 checkpoint-100: Judge base by phrases",
+        "1/3 checkpoint-100: Judge base by first-token",
     ]
     assert "3/3 checkpoint-300: Respond tuned" in stages
     rates = [point["refusal"] for point in result.document["checkpoints"]]
     assert all(rate["tuned_rate"]["value"] is not None for rate in rates)
-    assert {"trajectory.json", "trajectory.png", "responses-base.jsonl"} < set(result.files)
+    assert {"trajectory.json", "trajectory.png", "base/responses.jsonl"} < set(result.files)
     assert all(path.exists() for path in result.files.values())
 
 
