@@ -13,6 +13,7 @@ from rich.text import Text
 
 from refusaldir.report.behaviour_verdict import points, variance_words
 from refusaldir.report.layout import Widest, add_numbers, estimate, heading, notes, table
+from refusaldir.report.link_table import link_tables
 from refusaldir.report.text import (
     ALPHA,
     AXIS_TITLES,
@@ -49,7 +50,7 @@ def behaviour_report(document: Row) -> RenderableType:
     Args:
         document: From `refusaldir.report.behaviour_document`.
     """
-    return Group(verdict_panel(document), *behaviour_tables(document))
+    return Group(verdict_panel(document), *behaviour_tables(document), *link_tables(document))
 
 
 def behaviour_tables(document: Row) -> list[RenderableType]:

@@ -20,7 +20,7 @@ _SIDES = {"refusal": "harmful", "over_refusal": "harmless"}
 def link_of(document: Row) -> Row | None:
     """The link of a document that has a part to show, or None."""
     behaviour = document["behaviour"]
-    link = None if behaviour is None else behaviour.get("link")
+    link = None if behaviour is None else behaviour["link"]
     if link is None or not any(link[part] for part in PARTS):
         return None
     found: Row = link
