@@ -1,7 +1,12 @@
 """The training monitor on a tiny random model: what it sees, and that nobody notices it."""
 
 import csv
+import json
+import os
 import random
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -332,3 +337,24 @@ def test_what_cannot_be_watched_is_said(tmp_path, base_model, prompt_file):
     watch(trainer, prompt_file)
     with pytest.raises(RefusaldirError, match="part of the prompt"):
         trainer.train()
+
+
+@pytest.mark.slow  # two processes import torch and transformers anew
+def test_two_processes_stop_together(tmp_path, base_model, prompt_file):
+    script = Path(__file__).with_name("two_processes.py")
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run(
+        [*launch, script, base_model, prompt_file, tmp_path],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    first, second = (
+        json.loads((tmp_path / f"process-{i}.json").read_text("utf-8")) for i in range(2)
+    )
+    assert first["world"] == second["world"] == 2
+    assert first["steps"] == second["steps"] == first["measured"][-1] < 12
+    assert "past the limit" in first["stopped"]
+    assert second["measured"] == [] and second["stopped"] == ""
+    assert first["weights"] == second["weights"]
