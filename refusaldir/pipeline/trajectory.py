@@ -24,6 +24,7 @@ from refusaldir.store import Capture, default_store
 
 if TYPE_CHECKING:
     from refusaldir.drift.trajectory import Checkpoint, Trajectory
+    from refusaldir.probes.series_link import SeriesLink
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -241,7 +242,10 @@ def _follow(
         seed=choices.seed,
     )
     document = build_trajectory(
-        found, documents, options={**pairs[0].settings, "tuned": [str(s.side) for s in stops]}
+        found,
+        documents,
+        _behaviour(stops, pairs, documents, progress),
+        options={**pairs[0].settings, "tuned": [str(s.side) for s in stops]},
     )
     figures = write_trajectory_figure(document, folder)
     # Last, so that a folder with a trajectory.json is complete.
@@ -252,6 +256,32 @@ def _follow(
         files |= {f"base/{name}": path} if path.exists() else {}
     files |= {f"{stop.name}/diff.json": folder / stop.name / "diff.json" for stop in stops}
     return Series(document=document, trajectory=found, folder=folder, files=files)
+
+
+def _behaviour(
+    stops: Sequence[Stop],
+    pairs: Sequence[Pair],
+    documents: Sequence[Mapping[str, Any]],
+    progress: ProgressFn,
+) -> "SeriesLink | None":
+    """Drift against behaviour over the checkpoints, with their weight distance where it counts."""
+    from refusaldir.pipeline.series_measures import distance_between, series_measures
+    from refusaldir.probes.rank_correlation import FEWEST_ROWS
+
+    distances: list[float | None] = [None] * len(pairs)
+    if len(pairs) >= FEWEST_ROWS and all(document["behaviour"] for document in documents):
+        for i, pair in enumerate(pairs):
+            progress("Weight distance", i, len(pairs))
+            distances[i] = distance_between(pair.base.opening.spec, pair.tuned.opening.spec)
+        progress("Weight distance", len(pairs), len(pairs))
+    return series_measures(
+        [stop.name for stop in stops],
+        documents,
+        distances,
+        independent=all(stop.step is None for stop in stops),
+        level=documents[0]["drift"]["level"],
+        seed=pairs[0].choices.seed,
+    )
 
 
 def _compared(

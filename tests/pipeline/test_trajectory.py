@@ -8,6 +8,8 @@ import pytest
 
 import refusaldir as rd
 from refusaldir.errors import CaptureMismatchError, OutputExistsError
+from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.series_measures import distance_between
 from refusaldir.pipeline.stops import find_stops, is_series
 from refusaldir.pipeline.trajectory import diff_series
 
@@ -55,8 +57,17 @@ def test_base_is_captured_and_probed_once_and_stages_name_the_checkpoint(
     assert "3/3 checkpoint-300: Respond tuned" in stages
     rates = [point["refusal"] for point in result.document["checkpoints"]]
     assert all(rate["tuned_rate"]["value"] is not None for rate in rates)
+    link = result.document["link"]
+    assert link["rows"] == [f"checkpoint-{100 * i}" for i in (1, 2, 3)] and not link["independent"]
+    assert "3 independent rows" in link["axes"]["refusal"][0]["kendall"]["note"]
     assert {"trajectory.json", "trajectory.png", "base/responses.jsonl"} < set(result.files)
     assert all(path.exists() for path in result.files.values())
+
+
+def test_weights_lie_further_off_the_more_was_changed(base_model, checkpoints):
+    base, *tuned = (ModelSpec.parse(str(model)) for model in (base_model, *checkpoints))
+    near, far, farther = (distance_between(base, each) for each in tuned)
+    assert 0 < near < far < farther and distance_between(base, base) == 0.0
 
 
 def test_every_checkpoint_is_the_diff_it_would_be_alone(base_model, checkpoints, prompt_file):
