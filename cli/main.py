@@ -12,7 +12,20 @@ import typer
 from refusaldir import __version__
 from refusaldir.errors import RefusaldirError
 
-from . import diff, direction, extract, gate, layers, plan, probe, select, show, view
+from . import (
+    console,
+    diff,
+    direction,
+    extract,
+    gate,
+    layers,
+    plan,
+    probe,
+    report,
+    select,
+    show,
+    view,
+)
 
 app = typer.Typer(
     name="refusaldir",
@@ -33,6 +46,7 @@ app.command("layers", epilog=layers.EXAMPLES)(layers.layers)
 app.command("gate", epilog=gate.EXAMPLES)(gate.gate)
 app.command("plan", epilog=plan.EXAMPLES)(plan.plan)
 app.command("view", epilog=view.EXAMPLES)(view.view)
+app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("show", epilog=show.EXAMPLES)(show.show)
 app.add_typer(direction.app, name="direction")
 
@@ -61,6 +75,7 @@ def _refusaldir(
 
 def main() -> None:
     """Run the command line and exit; the console script's entry point."""
+    console.forgive()
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     debug = len(arguments) < len(sys.argv) - 1
     try:
@@ -83,6 +98,5 @@ def main() -> None:
 def _fail(message: str, code: int, debug: bool) -> None:
     if debug:
         traceback.print_exc()
-    typer.secho("Error: ", fg="red", bold=True, err=True, nl=False)
-    typer.echo(message, err=True)
+    console.fail(message)
     sys.exit(code)

@@ -24,6 +24,7 @@ def modules_after(code: str) -> set[str]:
         "import refusaldir.cli.main",
         "import refusaldir.errors, refusaldir.records, refusaldir.store",
         "import refusaldir.report.document, refusaldir.report.tables",
+        "import refusaldir.report.html, refusaldir.pipeline.report, refusaldir.probes.run",
         "import refusaldir.prompts.load; refusaldir.prompts.load.load_prompts('contrast')",
         "import refusaldir.models.spec, refusaldir.models.options",
         "import refusaldir.cli.main as m\n"

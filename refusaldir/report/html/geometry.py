@@ -24,7 +24,7 @@ _TITLES = {
 
 def geometry_figures(drift: Row) -> list[Figure]:
     """Draw every view that a diff document holds."""
-    return [_view(view) for view in drift.get("views") or ()]
+    return [_view(view) for view in drift["views"]]
 
 
 def _view(view: Row) -> Figure:

@@ -36,7 +36,7 @@ _DEFINITION = (
 
 def link_block(behaviour: Row) -> list[Block]:
     """Blocks about the split; none where there are no projections."""
-    link = behaviour.get("link")
+    link = behaviour["link"]
     if link is None:
         return []
     figures: list[Figure] = []

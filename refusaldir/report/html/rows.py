@@ -188,14 +188,14 @@ def _table(rows: Sequence[ChartRow], first: str, scale: float) -> Table:
     columns = [first]
     for name in names:
         columns += [name, f"{name}, lower", f"{name}, upper"]
-    cells = []
+    cells: list[tuple[Cell, ...]] = []
     for row in rows:
         marks = {m.name: ends(m.cell, scale) for m in row.marks}
         more = {name: value for name, _, value in row.extra}
         line: list[Cell] = [row.label]
         for name in names:
             line += marks.get(name, (None, None, None))
-        cells.append([*line, *(more.get(name) for name in extra)])
+        cells.append((*line, *(more.get(name) for name in extra)))
     return Table(columns=[*columns, *extra], rows=cells)
 
 

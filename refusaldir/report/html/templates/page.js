@@ -35,7 +35,7 @@
 
   /* Figures: what a place says, on pointing and by arrow keys. */
   const figures = new Map();
-  const shown = { figure: null, index: -1 };
+  const shown = { figure: null, index: -1, byKey: false };
 
   const readFigure = (element) => {
     const marks = new Map();
@@ -106,6 +106,7 @@
   };
 
   const pointed = (event) => {
+    shown.byKey = false;
     const element = event.target.closest?.("figure");
     const stage = event.target.closest?.(".stage");
     if (!element || !stage || !figures.has(element)) return clear();
@@ -117,7 +118,7 @@
   };
   document.addEventListener("pointermove", pointed);
   document.addEventListener("pointerdown", pointed);
-  document.addEventListener("scroll", () => { if (shown.figure) clear(); }, { passive: true });
+  document.addEventListener("scroll", () => { if (shown.figure && !shown.byKey) clear(); else tip.hidden = true; }, { passive: true });
 
   document.addEventListener("keydown", (event) => {
     if (event.key === "Escape") return clear();
@@ -136,6 +137,7 @@
     event.preventDefault();
     if (index < 0 || index >= tips.length) return;
     const box = (marks.get(index) || stage).getBoundingClientRect();
+    shown.byKey = true;
     show(element, index, box.left + box.width / 2, box.top + Math.min(box.height / 2, 60));
     say.textContent = fill(element, index);
   });
