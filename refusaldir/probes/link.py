@@ -38,6 +38,12 @@ BoolArray = NDArray[np.bool_]
 #: Name of each axis, and whether it is that of harmful prompts.
 AXES = (("refusal", True), ("over_refusal", False))
 
+#: What the rate of each axis is called in sentences.
+SUBJECTS = {
+    "refusal": "refusals of harmful prompts",
+    "over_refusal": "refusals of harmless prompts",
+}
+
 #: Memory for one block of refits, in elements.
 _BLOCK = 2_000_000
 

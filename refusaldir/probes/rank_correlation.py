@@ -48,6 +48,14 @@ class DriftCorrelation:
     spearman: Estimate
     rows: tuple[str, ...]
 
+    @property
+    def words(self) -> str:
+        """The measure with its τ-b and interval, e.g. ``CKA +0.53 (−0.20 to +0.93)``."""
+        text = f"{self.measure} {self.kendall.value:+.2f}"
+        if self.kendall.lower is not None and self.kendall.upper is not None:
+            text += f" ({self.kendall.lower:+.2f} to {self.kendall.upper:+.2f})"
+        return text.replace("-", "−")
+
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return asdict(self)

@@ -16,7 +16,7 @@ import numpy as np
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
 from refusaldir.probes.category_link import LIMIT, CategoryLink, Measure, category_links
-from refusaldir.probes.link import LinkParts, MechanismLink, link_to_mechanism
+from refusaldir.probes.link import SUBJECTS, LinkParts, MechanismLink, link_to_mechanism
 from refusaldir.probes.outcomes import is_refused
 from refusaldir.probes.run import FILES, ProbeRun
 from refusaldir.records import Estimate
@@ -24,7 +24,6 @@ from refusaldir.records import Estimate
 #: What the groups of each part are.
 GROUPS = {"single": "category", "frozen": "turn", "live": "turn"}
 
-_AXES = {"refusal": "refusals of harmful prompts", "over_refusal": "refusals of harmless prompts"}
 _PARTS = {"single": "", "frozen": " in escalations (frozen)", "live": " in escalations (live)"}
 
 _LIVE = (
@@ -111,7 +110,7 @@ class RunLink:
             "direction": self.direction,
             "level": self.level,
             **{name: self.parts[name].to_dict() if name in self.parts else None for name in FILES},
-            "categories": {"axes": {name: axes.get(name) for name in _AXES}, "note": LIMIT},
+            "categories": {"axes": {name: axes.get(name) for name in SUBJECTS}, "note": LIMIT},
             "note": "; ".join(self._reasons),
             "sentences": list(self.sentences),
         }
@@ -286,7 +285,7 @@ def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
 
 def _split_sentence(parts: LinkParts, where: str, why: Sequence[str]) -> str:
     """The parts of one axis."""
-    what = f"{_AXES[parts.axis]}{where}"
+    what = f"{SUBJECTS[parts.axis]}{where}"
     observed, encoding, readout = parts.observed.value, parts.encoding, parts.readout
     residual = parts.residual.value
     if observed is None or encoding.value is None or readout.value is None or residual is None:
@@ -314,14 +313,11 @@ def _points(estimate: Estimate) -> str:
 def _category_sentence(found: CategoryLink) -> str:
     """Which measures order the categories as their behaviour does."""
     known = [c for c in found.correlations if c.kendall.value is not None]
-    what = f"the change of {_AXES[found.axis]}"
+    what = f"the change of {SUBJECTS[found.axis]}"
     if not known:
         return (
             f"Whether drift orders the categories as {what} does cannot be told: "
             f"{found.correlations[0].kendall.note}."
         )
-    named = ", ".join(
-        f"{c.measure} {c.kendall.value:+.2f} ({c.kendall.lower:+.2f} to {c.kendall.upper:+.2f})"
-        for c in known
-    ).replace("-", "−")
+    named = ", ".join(each.words for each in known)
     return f"Over {len(found.rows)} categories, Kendall's τ-b with {what}: {named}."

@@ -9,12 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from refusaldir.probes.link import SUBJECTS
 from refusaldir.probes.rank_correlation import Column, DriftCorrelation, drift_against_behaviour
 from refusaldir.records import Estimate
 
 _PATH = "no interval: checkpoints of one run lie on one path and are not independent"
-
-_AXES = {"refusal": "refusals of harmful prompts", "over_refusal": "refusals of harmless prompts"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +41,13 @@ class SeriesLink:
         """What it says, in words."""
         said = []
         for axis, found in self.axes.items():
-            known = [c for c in found if c.kendall.value is not None]
+            known = [each for each in found if each.kendall.value is not None]
             if not known:
                 continue
-            named = ", ".join(f"{c.measure} {_figure(c.kendall)}" for c in known)
+            named = ", ".join(each.words for each in known)
             what = "fine-tunes" if self.independent else "checkpoints of one run"
             said.append(
-                f"Over {len(self.rows)} {what}, Kendall's τ-b with the change of {_AXES[axis]}: "
+                f"Over {len(self.rows)} {what}, Kendall's τ-b with the change of {SUBJECTS[axis]}: "
                 f"{named}."
             )
         return tuple(said)
@@ -60,7 +59,7 @@ class SeriesLink:
             "independent": self.independent,
             "axes": {
                 axis: [asdict(each) for each in self.axes[axis]] if axis in self.axes else None
-                for axis in _AXES
+                for axis in SUBJECTS
             },
             "measures": dict(self.measures),
             "rivals": list(self.rivals),
@@ -119,10 +118,3 @@ def _without_interval(each: DriftCorrelation) -> DriftCorrelation:
         return replace(estimate, lower=None, upper=None, method="", note=_PATH)
 
     return replace(each, kendall=bare(each.kendall), spearman=bare(each.spearman))
-
-
-def _figure(estimate: Estimate) -> str:
-    text = f"{estimate.value:+.2f}"
-    if estimate.lower is not None and estimate.upper is not None:
-        text += f" ({estimate.lower:+.2f} to {estimate.upper:+.2f})"
-    return text.replace("-", "−")
