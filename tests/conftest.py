@@ -1,5 +1,6 @@
 """Whole tiny chat models on disk, for tests that go through several rooms."""
 
+import gc
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,26 @@ settings.load_profile("refusaldir")
 # Fixtures that several rooms share; tests are not a package, so the folder goes on the path.
 sys.path.insert(0, str(Path(__file__).parent))
 pytest_plugins = ["planted", "tiny"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _imports_are_not_garbage():
+    """Spare the collector what is there for good: it runs whenever a model is let go of.
+
+    The libraries alone are a million objects, gone through in a fifth of a second each time.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.fixture(autouse=True)
+def _small_pictures(request, monkeypatch):
+    """Draw figures coarsely, except where they are what is tested."""
+    if "report" not in request.path.parts:
+        from refusaldir.report.canvas import STYLE
+
+        monkeypatch.setitem(STYLE, "savefig.dpi", 40)
+
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
