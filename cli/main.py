@@ -18,6 +18,7 @@ from . import (
     direction,
     extract,
     gate,
+    judge,
     layers,
     plan,
     probe,
@@ -49,6 +50,7 @@ app.command("view", epilog=view.EXAMPLES)(view.view)
 app.command("report", epilog=report.EXAMPLES)(report.report)
 app.command("show", epilog=show.EXAMPLES)(show.show)
 app.add_typer(direction.app, name="direction")
+app.add_typer(judge.app, name="judge")
 
 
 def _version(value: bool) -> None:

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
     from refusaldir.pipeline import which_layers as which_layers
+    from refusaldir.pipeline.calibration import calibrate as calibrate
+    from refusaldir.pipeline.judging import judge_run as judge_run
+    from refusaldir.pipeline.judging import sample_run as sample_run
     from refusaldir.pipeline.planning import Planned as Planned
     from refusaldir.pipeline.planning import plan as plan
     from refusaldir.pipeline.viewing import Viewed as Viewed
@@ -51,15 +54,18 @@ _HOMES = {
     "Selected": "refusaldir.pipeline",
     "Series": "refusaldir.pipeline",
     "Viewed": "refusaldir.pipeline.viewing",
+    "calibrate": "refusaldir.pipeline.calibration",
     "diff": "refusaldir.pipeline",
     "diff_series": "refusaldir.pipeline",
     "extract": "refusaldir.pipeline",
     "import_direction": "refusaldir.directions.reference",
+    "judge_run": "refusaldir.pipeline.judging",
     "load_direction": "refusaldir.directions.exchange",
     "load_prompts": "refusaldir.prompts.load",
     "plan": "refusaldir.pipeline.planning",
     "probe": "refusaldir.pipeline",
     "read_direction": "refusaldir.pipeline",
+    "sample_run": "refusaldir.pipeline.judging",
     "select": "refusaldir.pipeline",
     "view": "refusaldir.pipeline.viewing",
     "which_layers": "refusaldir.pipeline",
@@ -80,15 +86,18 @@ __all__ = [
     "Selected",
     "Series",
     "Viewed",
+    "calibrate",
     "diff",
     "diff_series",
     "extract",
     "import_direction",
+    "judge_run",
     "load_direction",
     "load_prompts",
     "plan",
     "probe",
     "read_direction",
+    "sample_run",
     "select",
     "view",
     "which_layers",
