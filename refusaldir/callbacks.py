@@ -59,7 +59,7 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
         trainer: The trainer, whose model, tokenizer, precision and loggers are used.
         prompts: A built-in set, a labelled file, any set that `refusaldir.load_prompts` takes, or
             a `PromptSet`.
-        limit: At most this many prompts of each class; None for all.
+        limit: At most this many prompts of each class; None for all, as of a `PromptSet`.
         every: Steps between two measurements, at least.
         max_overhead: Largest share of the training time to spend; None for no limit.
         base: Capture to measure drift from; None takes the model as training starts.
@@ -159,6 +159,7 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
             RefusaldirError: The model cannot be measured.
         """
         _require_whole_weights(self.trainer)
+        self.monitor, self.stopped, self.seconds = None, "", 0.0
         self._began = time.perf_counter()
         if not state.is_world_process_zero:
             return
@@ -244,7 +245,7 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
                 )
             document = self.folder / DOCUMENT
             if document.exists():
-                earlier = self._earlier(load_trajectory(document)["monitor"], step)
+                earlier = _until(load_trajectory(document)["monitor"], step)
         elif self._base is None:
             base.unlink(missing_ok=True)  # of another run in the same folder
         elif not base.exists():
@@ -257,11 +258,6 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
             precision=self.trainer.accelerator.autocast,
             state=earlier,
         )
-
-    def _earlier(self, found: dict[str, Any], step: int) -> dict[str, Any]:
-        """The earlier part of a run, up to the checkpoint that training goes on from."""
-        points = [point for point in found["points"] if point["step"] <= step]
-        return {**found, "points": points}
 
     def _timed_measure(self, monitor: Monitor, state: Any) -> None:
         began = self._clock()
@@ -322,6 +318,11 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
             if self.stopped:
                 _log.warning("Training is stopped: %s", self.stopped)
         return control
+
+
+def _until(earlier: dict[str, Any], step: int) -> dict[str, Any]:
+    """The earlier part of a run, up to the checkpoint that training goes on from."""
+    return {**earlier, "points": [point for point in earlier["points"] if point["step"] <= step]}
 
 
 def _require_whole_weights(trainer: Any) -> None:

@@ -242,7 +242,8 @@ class Monitor:
             translation=row.translation,
             d_prime_change=row.d_prime_change.base_direction,
             detected=tuple(found.kind for found in findings(answers) if found.detected),
-            deviations=deviations,
+            # Where nothing has changed yet there is nothing to band.
+            deviations=None if row.identical else deviations,
         )
 
     def _changes(self, scores: FloatArray | None) -> tuple[ScoreChange | None, ScoreChange | None]:

@@ -3,7 +3,6 @@
 import csv
 import json
 import os
-import random
 import subprocess
 import sys
 from pathlib import Path
@@ -25,7 +24,6 @@ from refusaldir.callbacks import RefusalDriftCallback
 from refusaldir.drift.at_site import drift_at
 from refusaldir.errors import RefusaldirError
 from refusaldir.models.bridge import open_model
-from refusaldir.models.undisturbed import undisturbed
 from refusaldir.pipeline import extract
 from refusaldir.prompts.load import load_prompts
 from refusaldir.records import Site
@@ -141,21 +139,6 @@ def test_random_numbers_do_matter_in_these_runs(tmp_path, base_model):
         run.train()
     one, other = map(weights, runs)
     assert any(not torch.equal(one[name], other[name]) for name in one)
-
-
-def test_modes_and_random_states_are_left_as_they_were():
-    model = torch.nn.Sequential(torch.nn.Dropout(), torch.nn.Sequential(torch.nn.Dropout()))
-    model.train()
-    model[1].eval()
-    modes = [module.training for module in model.modules()]
-    states = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-    with pytest.raises(ZeroDivisionError), undisturbed(model):
-        assert not any(module.training for module in model.modules())
-        torch.rand(3), np.random.rand(3), random.random()  # noqa: NPY002
-        raise ZeroDivisionError
-    assert [module.training for module in model.modules()] == modes
-    after = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # noqa: NPY002
-    assert torch.equal(states[0], after[0]) and states[1:] == after[1:]
 
 
 def test_it_sees_what_extract_and_diff_see(tmp_path, base_model, prompt_file):
