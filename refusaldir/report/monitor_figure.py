@@ -19,6 +19,7 @@ def monitor_figure(document: Mapping[str, Any]) -> "Figure":
     """Draw a monitor's document; `save_figure` writes the figure."""
     with style():
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
 
         points = document["checkpoints"]
         places, _ = places_of(points)
@@ -26,10 +27,11 @@ def monitor_figure(document: Mapping[str, Any]) -> "Figure":
         if any("score" in point for point in points):
             panels.insert(0, _scores(points))
         figure = Figure(figsize=(WIDTH, WIDTH))
-        stack = stack_panels(figure, panels, places, height=1.28, bottom=1.16)
+        stack = stack_panels(figure, panels, places, height=1.28, bottom=0.86)
         heading(figure, "Refusal during training", _subtitle(document))
         room = 0.5 if len(places) == 1 else 0.03 * (places[-1] - places[0])
         stack[-1].set_xlim(places[0] - room, places[-1] + room)
+        stack[-1].xaxis.set_major_locator(MaxNLocator(integer=True))
         stack[-1].set_xlabel("Training step")
         level = percent(document["level"])
         footnote(
