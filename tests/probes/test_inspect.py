@@ -133,6 +133,13 @@ def test_a_log_reads_back_as_what_was_asked_and_said(tmp_path, prompt_path):
     assert not found.refusal_tokens
 
 
+def test_a_log_of_some_of_the_samples_is_whole(tmp_path, prompt_path):
+    """Inspect's own limit takes the first samples, whatever becomes of twins."""
+    found = read_inspect_log(run(prompts(str(prompt_path)), tmp_path, limit=1))
+    assert [row.id for row in found.rows] == ["a-harmful"]
+    assert found.rows[0].twin_of == "a-harmless"
+
+
 def test_json_logs_say_the_same(tmp_path, prompt_path):
     path = run(prompts(str(prompt_path)), tmp_path / "a", log_format="eval")
     other = tmp_path / "copy.json"

@@ -204,7 +204,7 @@ class _Opened:
             ids=(),
             texts=(),
             source="found",
-            note="an Inspect log holds no next-token probabilities",
+            note="an Inspect log holds no logits",
         )
         return Behaviour(provenance=provenance, refusal_tokens=tokens, rows=rows)
 
@@ -307,12 +307,19 @@ def _plan(log: "EvalLog") -> tuple[SamplingPlan, tuple[str, ...]]:
     return plan, tuple(assumed)
 
 
+def _is_own(sample: "EvalSample") -> bool:
+    """Whether a sample is one of our own tasks'."""
+    from refusaldir.probes.inspect.samples import FIELDS, PROMPT_ID
+
+    return {PROMPT_ID, *FIELDS} <= set(sample.metadata)
+
+
 def _own(sample: "EvalSample") -> _Asked:
     """The prompt of a sample of our own tasks."""
     from refusaldir.probes.inspect.samples import FIELDS, PROMPT_ID, TURN
 
     found = sample.metadata
-    fields = {name: found[name] for name in FIELDS if name in found}
+    fields = {name: found[name] for name in FIELDS}
     turns = [turn.to_dict() for turn in _turns(sample)]
     prompt = Prompt.from_dict({**fields, "id": found[PROMPT_ID], "turns": turns})
     return _Asked(prompt=prompt, turn=found.get(TURN))
