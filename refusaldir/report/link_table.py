@@ -38,11 +38,10 @@ def link_tables(document: Row) -> list[RenderableType]:
         _split(name, link[name], explained=name == asked[0]) for name in asked
     ]
     axes = link["categories"]["axes"]
-    found += [
-        _categories(AXIS_TITLES[name], axes[name], link["categories"]["note"])
-        for name in AXIS_TITLES
-        if axes[name] is not None
-    ]
+    known = [name for name in AXIS_TITLES if axes[name] is not None]
+    for name in known:
+        limit = link["categories"]["note"] if name == known[0] else ""
+        found.append(_categories(AXIS_TITLES[name], axes[name], limit))
     return found
 
 
@@ -89,10 +88,12 @@ def _split_layout(rows: Sequence[tuple[str, Row, bool]], kind: str, level: str, 
 
 
 def _categories(title: str, found: Row, limit: str) -> RenderableType:
-    return Group(
-        heading(f"Drift against behaviour by category: {title[0].lower()}{title[1:]}"),
-        *correlation_table(found["correlations"], found, over="categories", limits=[limit]),
+    """One axis; without a limit, also without the words that the first one had."""
+    layout, words = correlation_table(
+        found["correlations"], found, over="categories", limits=[limit]
     )
+    head = heading(f"Drift against behaviour by category: {title[0].lower()}{title[1:]}")
+    return Group(head, layout, *([words] if limit else []))
 
 
 def correlation_table(
