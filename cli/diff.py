@@ -1,5 +1,6 @@
 """`refusaldir diff`: compare two models, or two captures."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
 
@@ -19,6 +20,8 @@ refusaldir diff base.h5 tuned.h5 --json
 
 refusaldir diff ./base ./base+./my-lora --harmful bad.txt --harmless good.txt
 
+refusaldir diff ./runs/base ./runs/tuned   (two folders of refusaldir probe, or two Inspect logs)
+
 refusaldir diff ./base ./runs/tune   (a folder of checkpoints)
 """
 
@@ -27,7 +30,12 @@ _BEHAVIOUR = "Behaviour"
 
 def diff(
     base: Annotated[
-        str, typer.Argument(help="A model spec or a capture (.h5).", show_default=False)
+        str,
+        typer.Argument(
+            help="A model spec, a capture (.h5), or for behaviour alone what a model said: the "
+            "folder of a probe, or an Inspect log.",
+            show_default=False,
+        ),
     ],
     tuned: Annotated[
         list[str],
@@ -117,6 +125,15 @@ def diff(
     escalations: options.Escalations = "off",
     judge: options.Judge = None,
     refusal_token: options.RefusalToken = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Between two probes or logs, what may differ all the same: template, tokenizer, "
+            "thinking, system, budget, sampling, judge or refusal-tokens. Repeat for more.",
+            rich_help_panel=_BEHAVIOUR,
+            show_default=False,
+        ),
+    ] = None,
     layers: Annotated[
         str,
         typer.Option(
@@ -140,17 +157,43 @@ def diff(
     With several checkpoints, each is compared with base in a folder of its
     own, and trajectory.json and its figure follow the drift over all of them.
     Finished checkpoints are kept.
+
+    Two folders of refusaldir probe, or two Inspect logs, are compared by what
+    the models said alone: no geometry is measured. Writes behaviour.json.
     """
     from refusaldir import pipeline
     from refusaldir.errors import RefusaldirError
+    from refusaldir.pipeline.behaviour_pair import are_behaviour, diff_behaviour
     from refusaldir.pipeline.stops import is_series
     from refusaldir.pipeline.trajectory import diff_series
+    from refusaldir.report.behaviour_table import behaviour_report
     from refusaldir.report.layers_table import layers_report
     from refusaldir.report.tables import diff_report
     from refusaldir.report.trajectory_table import trajectory_report
 
     from .console import progress, put, stderr
 
+    if are_behaviour(base, *tuned):
+        found = diff_behaviour(
+            base,
+            tuned[0],
+            column_map=options.parse_column_map(column_map),
+            seed=seed,
+            allow=allow or (),
+            out=out,
+            store=store,
+            force=force,
+        )
+        put(found.document, behaviour_report, json=json)
+        if not json:
+            _name_files(found.files, found.folder / "behaviour.json")
+        return
+    if allow:
+        raise RefusaldirError(
+            "Only between two probes or Inspect logs may something be allowed to differ",
+            got=f"--allow {' '.join(allow)} between models or captures",
+            next_step="Leave it out: both models are asked in the same way",
+        )
     series = is_series(tuned)
     if series and layers != "off":
         raise RefusaldirError(
@@ -197,7 +240,14 @@ def diff(
     note = stderr()
     if not result.document["options"]["behaviour"] and behaviour == "auto":
         note.print("Behaviour was not measured: captures hold no model. Add --behaviour on.")
-    for name, path in result.files.items():
+    _name_files(result.files, result.folder / ("trajectory.json" if series else "diff.json"))
+
+
+def _name_files(files: Mapping[str, Path], main: Path) -> None:
+    """Say what was written, and what comes next."""
+    from .console import stderr
+
+    note = stderr()
+    for name, path in files.items():
         note.print(f"{name}: {path}", soft_wrap=True, markup=False)
-    main = result.folder / ("trajectory.json" if series else "diff.json")
     note.print(f"Next: refusaldir show {main}", soft_wrap=True, markup=False)

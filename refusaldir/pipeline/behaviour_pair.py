@@ -55,6 +55,26 @@ def is_behaviour(path: str | Path) -> bool:
     return is_inspect_log(path)
 
 
+def are_behaviour(base: str | Path, *tuned: str | Path) -> bool:
+    """Whether both sides of a comparison are what models said.
+
+    Raises:
+        ProbeError: Only one side is, or there are several on the other.
+    """
+    said = [is_behaviour(path) for path in (base, *tuned)]
+    if not any(said):
+        return False
+    if not all(said) or len(tuned) != 1:
+        lacking = [str(path) for path, one in zip((base, *tuned), said, strict=True) if not one]
+        raise ProbeError(
+            "what models said is compared with what another said",
+            expected="two folders of probes, or two Inspect logs",
+            got=", ".join(lacking) or f"{len(tuned)} of them against one",
+            next_step="Ask the other model the same with refusaldir probe",
+        )
+    return True
+
+
 def read_behaviour(path: str | Path, *, column_map: Mapping[str, str] | None = None) -> ProbeRun:
     """Read what a model said.
 

@@ -89,6 +89,7 @@ def test_what_is_a_run_and_what_is_not(folders, tmp_path):
         read_behaviour(model / "config.json")
 
 
+@pytest.mark.slow  # Inspect takes seconds to import
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 def test_two_inspect_logs_are_compared(tmp_path):
     """Logs that Inspect itself wrote, with canned replies: one file, and a folder of one."""
