@@ -30,6 +30,9 @@ if TYPE_CHECKING:
     from refusaldir.pipeline import read_direction as read_direction
     from refusaldir.pipeline import select as select
     from refusaldir.pipeline import which_layers as which_layers
+    from refusaldir.pipeline.behaviour_pair import BehaviourDiff as BehaviourDiff
+    from refusaldir.pipeline.behaviour_pair import diff_behaviour as diff_behaviour
+    from refusaldir.pipeline.behaviour_pair import read_behaviour as read_behaviour
     from refusaldir.pipeline.calibration import calibrate as calibrate
     from refusaldir.pipeline.judging import judge_run as judge_run
     from refusaldir.pipeline.judging import sample_run as sample_run
@@ -37,11 +40,13 @@ if TYPE_CHECKING:
     from refusaldir.pipeline.planning import plan as plan
     from refusaldir.pipeline.viewing import Viewed as Viewed
     from refusaldir.pipeline.viewing import view as view
+    from refusaldir.probes.comparison import compare_replicates as compare_replicates
     from refusaldir.prompts.load import load_prompts as load_prompts
     from refusaldir.store import Capture as Capture
 
 # Importing torch takes seconds; help and reports do without it.
 _HOMES = {
+    "BehaviourDiff": "refusaldir.pipeline.behaviour_pair",
     "Capture": "refusaldir.store",
     "Criteria": "refusaldir.pipeline",
     "Diff": "refusaldir.pipeline",
@@ -55,7 +60,9 @@ _HOMES = {
     "Series": "refusaldir.pipeline",
     "Viewed": "refusaldir.pipeline.viewing",
     "calibrate": "refusaldir.pipeline.calibration",
+    "compare_replicates": "refusaldir.probes.comparison",
     "diff": "refusaldir.pipeline",
+    "diff_behaviour": "refusaldir.pipeline.behaviour_pair",
     "diff_series": "refusaldir.pipeline",
     "extract": "refusaldir.pipeline",
     "import_direction": "refusaldir.directions.reference",
@@ -64,6 +71,7 @@ _HOMES = {
     "load_prompts": "refusaldir.prompts.load",
     "plan": "refusaldir.pipeline.planning",
     "probe": "refusaldir.pipeline",
+    "read_behaviour": "refusaldir.pipeline.behaviour_pair",
     "read_direction": "refusaldir.pipeline",
     "sample_run": "refusaldir.pipeline.judging",
     "select": "refusaldir.pipeline",
@@ -74,6 +82,7 @@ _HOMES = {
 __version__ = "0.1.0"
 
 __all__ = [
+    "BehaviourDiff",
     "Capture",
     "Criteria",
     "Diff",
@@ -87,7 +96,9 @@ __all__ = [
     "Series",
     "Viewed",
     "calibrate",
+    "compare_replicates",
     "diff",
+    "diff_behaviour",
     "diff_series",
     "extract",
     "import_direction",
@@ -96,6 +107,7 @@ __all__ = [
     "load_prompts",
     "plan",
     "probe",
+    "read_behaviour",
     "read_direction",
     "sample_run",
     "select",
