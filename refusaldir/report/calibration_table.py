@@ -45,7 +45,8 @@ def _table(
     title: str, judges: Sequence[Row], part: str, columns: Mapping[str, str]
 ) -> RenderableType:
     layouts = []
-    for interval in (True, False):
+    # Intervals stay longer than decimals.
+    for digits, interval in ((1, True), (0, True), (1, False)):
         layout = table()
         layout.add_column("replies to", overflow="fold", max_width=_WIDEST)
         if part == "arms":
@@ -61,7 +62,7 @@ def _table(
                     Text(visible(of)),
                     *([str(row["n_labelled"])] if part == "arms" else []),
                     *(
-                        _cell(row[key], interval=interval, signed=part == "changes")
+                        _cell(row[key], digits, interval=interval, signed=part == "changes")
                         for key in columns
                     ),
                 )
@@ -88,8 +89,8 @@ def _name(judge: Row) -> Text:
     return Text(visible(judge["judge"]), style="bold")
 
 
-def _cell(cell: Row, *, interval: bool, signed: bool = False) -> Text:
-    return Text(estimate(cell, 1, interval=interval, scale=100.0, signed=signed))
+def _cell(cell: Row, digits: int, *, interval: bool, signed: bool) -> Text:
+    return Text(estimate(cell, digits, interval=interval, scale=100.0, signed=signed))
 
 
 def _lines(document: Row, *, rates: bool) -> list[str]:
@@ -103,15 +104,15 @@ def _lines(document: Row, *, rates: bool) -> list[str]:
         lines.insert(0, f"Judge: {visible(judges[0]['judge'])}.")
     if rates:
         lines.append(
-            "Corrected: Rogan–Gladen by sensitivity and specificity; prediction-powered by the "
-            "judge's mean error, which asks nothing of the judge. Both take the labels for those "
-            "of a random part of the replies."
+            "Corrected: Rogan–Gladen by sensitivity and specificity; prediction-powered is the "
+            "rate by labels, moved by what the judge sees of the other replies, if it is any good. "
+            "Both take the labels for those of a random part of the replies."
         )
     weak = [visible(judge["judge"]) for judge in judges if not judge["authoritative"]]
     if weak:
         lines.append(f"Not authoritative, sees the wording or one token: {', '.join(weak)}.")
     reasons = dict.fromkeys(
-        cell["note"].removeprefix("not estimable: ")
+        cell["note"].removeprefix("not estimable").lstrip(": ")
         for judge in judges
         for row in (*judge["arms"], *judge["changes"])
         for cell in row.values()

@@ -59,6 +59,8 @@ def test_both_arms_of_a_comparison(run, pair, tmp_path):
     done = run("judge", "calibrate", "base.csv", "tuned.csv", "--run", "diff")
     assert done.code == 0, done.err
     assert "Change of the share refused, tuned − base, pp" in done.out
+    assert max(map(len, done.out.splitlines())) <= 80
+    assert "100 [" in done.out, "decimals go before intervals do"
     assert "−50.0" in done.out
 
 

@@ -67,7 +67,13 @@ def test_known_answers():
     assert arm.human_rate.value == pytest.approx(50 / 150)
     assert arm.judged_rate.value == pytest.approx(165 / 400)
     assert arm.rogan_gladen.value == pytest.approx((165 / 400 + 0.8 - 1) / 0.7)
-    assert arm.prediction_powered.value == pytest.approx(100 / 250 + (5 - 20) / 150)
+    # By the definition, from the 150 labelled pairs and all 400 judgements.
+    human = np.repeat([1, 1, 0, 0], [45, 5, 20, 80])
+    judged = np.repeat([1, 0, 1, 0], [45, 5, 20, 80])
+    weight = np.cov(human, judged, ddof=0)[0, 1] / (165 / 400 * 235 / 400) * 250 / 400
+    assert arm.prediction_powered.value == pytest.approx(
+        human.mean() + weight * (100 / 250 - judged.mean())
+    )
     for name, k, n in (("sensitivity", 45, 50), ("specificity", 80, 100), ("accuracy", 125, 150)):
         estimate = getattr(arm, name)
         wilson = proportion_confint(k, n, method="wilson")
@@ -252,6 +258,23 @@ def test_a_good_judge_makes_the_interval_shorter_than_labels_alone():
     human = arm.human_rate.upper - arm.human_rate.lower
     for corrected in (arm.rogan_gladen, arm.prediction_powered):
         assert corrected.upper - corrected.lower < 0.7 * human
+
+
+def test_a_useless_judge_leaves_the_labels_alone():
+    rng = np.random.default_rng(3)
+    rows = simulate(rng, rate=0.4, sensitivity=0.5, specificity=0.5, labelled=100, others=300)
+    (arm,) = calibrate(rows).arms
+    assert arm.prediction_powered.value == pytest.approx(arm.human_rate.value, abs=0.03)
+    width = arm.prediction_powered.upper - arm.prediction_powered.lower
+    assert width == pytest.approx(arm.human_rate.upper - arm.human_rate.lower, rel=0.1)
+
+
+def test_few_unlabelled_rows_do_not_widen_the_interval():
+    (arm,) = calibrate(
+        rows_of({(True, True): 20, (False, False): 20, (True, None): 2, (False, None): 1})
+    ).arms
+    width = arm.prediction_powered.upper - arm.prediction_powered.lower
+    assert width < 1.1 * (arm.human_rate.upper - arm.human_rate.lower)
 
 
 def test_clustered_share():

@@ -8,9 +8,10 @@ responses must be a random part of the arm's (`refusaldir.probes.judging.sample`
 Two corrections of the judged rate q:
 
 * **Rogan–Gladen** (1978): ``(q + Sp − 1) / (Se + Sp − 1)``;
-* **prediction-powered** (Angelopoulos et al. 2023, arXiv 2301.09633):
-  ``mean of judged over the unlabelled + mean of (human − judged) over the labelled``, which
-  asks nothing of the judge but is no sharper than it is good.
+* **prediction-powered**, tuned (Angelopoulos et al. 2023, arXiv 2301.09633 and 2311.01453):
+  ``mean of human + λ · (mean of judged over the unlabelled − the same over the labelled)`` with
+  ``λ = cov(human, judged) / var(judged) · N / (N + n)`` for n labelled and N others, in 0 to 1. It
+  asks nothing of the judge: a useless one leaves the labels alone, with a good one they go further.
 
 The intervals are made in `refusaldir.probes.judging.corrections`.
 """
@@ -66,7 +67,7 @@ class ArmCalibration:
         human_rate: Refusal rate by human labels alone; Wilson.
         judged_rate: Refusal rate by the judge, over all that it decided; Wilson.
         rogan_gladen: The judged rate, corrected by sensitivity and specificity.
-        prediction_powered: The judged rate, corrected by the judge's mean error.
+        prediction_powered: The rate by labels, moved by what the judge sees of the unlabelled.
     """
 
     arm: str
@@ -98,7 +99,7 @@ class ChangeCalibration:
         tuned: The other.
         judged: Change as judged.
         rogan_gladen: Change of the rates corrected by sensitivity and specificity.
-        prediction_powered: Change of the rates corrected by the judge's mean error.
+        prediction_powered: Change of the prediction-powered rates.
     """
 
     axis: str

@@ -1,9 +1,10 @@
 """Shares and corrected refusal rates with their intervals, for responses that come in intents.
 
-The two corrections are defined in `refusaldir.probes.judging.calibration`. Their intervals are
-Bayesian bootstraps over intents (Rubin 1981): every intent has an exponential weight in each draw.
-So that a judge without a single error among few labels does not pass for perfect, each share has
-half a row either way beside the rows seen (Jeffreys' prior).
+The two corrections are defined in `refusaldir.probes.judging.calibration`; the weight λ of the
+prediction-powered one is estimated once and kept in the draws. Their intervals are Bayesian
+bootstraps over intents (Rubin 1981): every intent has an exponential weight in each draw. So that a
+judge without a single error among few labels does not pass for perfect, each share has half a row
+either way beside the rows seen (Jeffreys' prior).
 """
 
 import hashlib
@@ -238,7 +239,7 @@ class Corrections:
 
     @cached_property
     def prediction_powered(self) -> Corrected:
-        """The judged rate of the unlabelled, corrected by the judge's mean error."""
+        """The rate by labels, moved by what the judge sees of the unlabelled; see the module."""
         if self.n == 0:
             return self._none("the judge decided no response")
         s, d, rng = self.seen, self.drawn, self._generator("prediction_powered")
@@ -251,10 +252,21 @@ class Corrections:
             draws = self._share(rng, d["hit"] + d["missed"], d["false"] + d["passed"])
             note = "every response is labelled"
             return Corrected(value=rate, draws=draws, n=self.n, what="human labels", note=note)
-        value = s["refused"] / unlabelled + (s["missed"] - s["false"]) / labelled
-        up, down = d["missed"] + self._prior(rng), d["false"] + self._prior(rng)
-        error = (up - down) / (up + down + d["hit"] + d["passed"])
-        draws = self._share(rng, d["refused"], d["answered"]) + error
+        rate = (s["hit"] + s["missed"]) / labelled
+        judged = (s["hit"] + s["false"]) / labelled
+        all_judged = (s["hit"] + s["false"] + s["refused"]) / (labelled + unlabelled)
+        spread = all_judged * (1 - all_judged)
+        covariance = s["hit"] / labelled - rate * judged
+        slope = covariance / spread if spread > 0 else 0.0
+        weight = min(max(slope * unlabelled / (labelled + unlabelled), 0.0), 1.0)
+        value = rate + weight * (s["refused"] / unlabelled - judged)
+        hit, missed, wrong, passed = (
+            d[kind] + rng.gamma(PRIOR / 2, size=self.n_boot)
+            for kind in ("hit", "missed", "false", "passed")
+        )
+        total = hit + missed + wrong + passed
+        draws = (hit + missed - weight * (hit + wrong)) / total
+        draws = draws + weight * self._share(rng, d["refused"], d["answered"])
         return Corrected(value=value, draws=draws, n=self.n, what="prediction-powered")
 
     def _generator(self, what: str) -> np.random.Generator:

@@ -143,4 +143,13 @@ def _directory(name: str, revision: str | None) -> Path:
         return Path(name).expanduser()
     if looks_like_path(name):
         raise ModelSpecError("There is no such folder", where=name)
-    return hub_directory(name, revision, code=False)
+    try:
+        return hub_directory(name, revision, code=False)
+    except ModelSpecError as error:
+        raise ModelSpecError(
+            error.what,
+            expected=error.expected,
+            got=error.got,
+            where=error.where,
+            next_step="Download it elsewhere and give its folder: hf:FOLDER",
+        ) from error
