@@ -68,7 +68,7 @@ class World:
 class TestNoise:
     @pytest.mark.parametrize("twins", [True, False])
     def test_known_noise_of_two_captures(self, twins):
-        world, design = World(topic=1.0 if twins else 0.0), design_of(1500, twins)
+        world, design = World(topic=1.0 if twins else 0.0), design_of(1000, twins)
         contrasts, base = world.contrasts(design)
         found = measure_noise(contrasts, base)
         # What twins have in common drops out of the direction. With an intent a prompt there
@@ -267,7 +267,7 @@ def rates(world, design, power, shares, repetitions):
 def test_predicted_power_is_what_the_intervals_have(twins):
     """Against `rotation`, `shrinkage` and `translation` themselves, at no change and at 80 %."""
     world = World(seed=3)
-    pilot, base = world.contrasts(design_of(1000, twins))
+    pilot, base = world.contrasts(design_of(700, twins))
     power = Power(noise=measure_noise(pilot, base))
     nothing, there = rates(world, design_of(32, twins), power, (0.0, 1.0), 200)
     assert np.all(nothing[1] <= 0.07), nothing
@@ -299,7 +299,7 @@ class TestMinimumDetectable:
     @pytest.mark.parametrize("twins", [True, False])
     def test_of_a_comparison_is_near_that_of_the_truth(self, twins):
         world, design = World(seed=6), design_of(64, twins)
-        pilot, base = world.contrasts(design_of(1500, twins))
+        pilot, base = world.contrasts(design_of(700, twins))
         truth = Power(noise=measure_noise(pilot, base))
         contrasts, base = world.contrasts(design)
         found = minimum_detectable(contrasts, base)

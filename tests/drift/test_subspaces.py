@@ -24,14 +24,16 @@ def planted(
 ):  # fmt: skip
     """What `subspace_drift` takes: categories on ``rank`` axes, the last turned by an angle."""
     rng = np.random.default_rng([seed, 3])
-    axes = np.linalg.qr(rng.standard_normal((d, d)))[0].T
+    axes = np.linalg.qr(rng.standard_normal((d, d))[:, : rank + 1])[0].T
     load = rng.choice([-1.0, 1.0], size=(n_categories, rank)) * np.array([1, 0.7, 0.7])[:rank]
     load[:, 0] = 1.0
     truth = norm * load
     n = n_categories * intents * 2
     labels, codes = np.arange(n) % 2, np.arange(n) // 2
     category = codes // intents
-    root = np.linalg.qr(rng.standard_normal((d, d)))[0] * np.arange(1, d + 1.0) ** -decay
+    # Noise that is even needs no turning.
+    root = np.linalg.qr(rng.standard_normal((d, d)))[0] if decay else np.eye(d)
+    root = root * np.arange(1, d + 1.0) ** -decay
     turned = axes[:rank].copy()
     a = np.radians(degrees)
     turned[-1] = np.cos(a) * axes[rank - 1] + np.sin(a) * axes[rank]

@@ -350,7 +350,7 @@ print(peak() - before)
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
 def test_memory_is_bound_by_one_pair(tmp_path):
-    """Two checkpoints of 192 MB with matrices of 1 MB, 2 MB in float64."""
+    """Two checkpoints of 63 MB with matrices of 1/3 MB, 2/3 MB in float64."""
     for seed, name in enumerate(("base", "tuned")):
         generator = torch.Generator().manual_seed(seed)
         folder = tmp_path / name
@@ -358,16 +358,16 @@ def test_memory_is_bound_by_one_pair(tmp_path):
         (folder / "config.json").write_text('{"model_type": "llama"}')
         tensors = {
             f"model.layers.{layer}.self_attn.{which}_proj.weight": torch.randn(
-                512, 512, generator=generator
+                288, 288, generator=generator
             )
             for layer in range(48)
             for which in "qkvo"
-        } | {f"model.layers.{layer}.input_layernorm.weight": torch.ones(512) for layer in range(48)}
+        } | {f"model.layers.{layer}.input_layernorm.weight": torch.ones(288) for layer in range(48)}
         save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
     grown = {}
     for how in ("one", "all"):
         command = [sys.executable, "-c", MEASURE, tmp_path / "base", tmp_path / "tuned", how]
         result = subprocess.run([*map(str, command)], capture_output=True, text=True, check=True)
         grown[how] = float(result.stdout)
-    assert grown["one"] < 24
-    assert grown["all"] > 300  # what the measurement shows when all changes are kept
+    assert grown["one"] < 12
+    assert grown["all"] > 100  # what the measurement shows when all changes are kept
