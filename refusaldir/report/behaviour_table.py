@@ -95,7 +95,8 @@ def _axis_table(title: str, axis: Row, order: Sequence[str], test: str) -> Rende
             if overall[f"{arm}_labels"].get(label)
         )
         lines.append(f"{unjudged} prompts left out because a response says nothing: {counts}.")
-    lines += [line for line in (_variance_line(axis), _instruments_line(axis)) if line]
+    parts = _variance_line(axis), _instruments_line(axis), _secondary_line(axis)
+    lines += [line for line in parts if line]
     layouts = [_axis_layout(axis, order, columns) for columns in _COLUMNS]
     return Group(heading(title), Widest(*layouts), notes(lines))
 
@@ -206,6 +207,17 @@ def _instruments_line(axis: Row) -> str:
     )
     signs = f"opposite signs in {len(mixed)} of {found['disagreement']['n_categories']} categories"
     return f"By instrument: {'; '.join(parts)}. They have {signs}{order}."
+
+
+def _secondary_line(axis: Row) -> str:
+    """Further scores of the replies, base → tuned; empty without."""
+    parts = [
+        f"{visible(one['name'])} {number(one['base']['value'], 3)} → "
+        f"{number(one['tuned']['value'], 3)} ({estimate(one['difference'], 3, signed=True)}, by "
+        f"{visible(one['scorer'])})"
+        for one in axis["secondary"]
+    ]
+    return f"Mean of each response: {'; '.join(parts)}." if parts else ""
 
 
 def _escalation_table(mode: str, axis: Row, twins: Row | None) -> RenderableType:

@@ -45,11 +45,14 @@ def whole_run(name, chance, twins=0.1, seed=0):
                         domain=("medical", "legal")[i % 2], severity=("low", "high")[i % 2],
                         temperature=t, sample=s, score=rng.normal(), prompt="SECRET PROMPT",
                         response="SECRET RESPONSE",
+                        secondary={"toxicity": 0.1 + 0.01 * k},
                         others={"hf:guard-1": Judgement(label=LABELS[said[k + 3]])},
                     )
                 )  # fmt: skip
     judges = ("phrases-1", "hf:guard-1")
-    parts = {"single": behaviour(rows, name=name, sampling=PLAN, judges=judges)}
+    scorers = {"toxicity": "toxic-1"}
+    single = behaviour(rows, name=name, sampling=PLAN, judges=judges, scorers=scorers)
+    parts = {"single": single}
     for mode in ("frozen", "live"):
         turns = []
         for i in range(6):
@@ -149,6 +152,7 @@ def test_tables_fit_and_say_everything(full, width):
     for said in (
         "all prompts", "category 2", "framing fictional", "temperature 0.7", "Flips:",
         "Up to 3 responses a prompt", "By instrument: phrases-1", "Kendall's τ",
+        "toxicity 0.110 → 0.110",
         "Harmful escalations, frozen", "turns held", "Their harmless twins",
     ):  # fmt: skip
         assert said in flat, said

@@ -1,6 +1,6 @@
 """One axis compared: all prompts, then by category, framing, severity and domain."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from refusaldir.probes.comparison.axis_instruments import compare_instruments
 from refusaldir.probes.comparison.group import (
@@ -12,6 +12,7 @@ from refusaldir.probes.comparison.group import (
 from refusaldir.probes.comparison.paired_prompt import PairedPrompt
 from refusaldir.probes.comparison.result import AxisComparison, Breakdown, Flip, FlipAt
 from refusaldir.probes.comparison.sampling import compare_sampling
+from refusaldir.probes.comparison.secondary import compare_secondary
 
 #: What prompts are broken down by, and what its groups are called.
 BREAKDOWNS = {
@@ -29,7 +30,11 @@ _ORDER = {name: i for i, name in enumerate(("low", "medium", "high", "critical",
 
 
 def compare_axis(
-    name: str, pairs: Sequence[PairedPrompt], judges: Sequence[str], settings: Settings
+    name: str,
+    pairs: Sequence[PairedPrompt],
+    judges: Sequence[str],
+    scorers: Mapping[str, str],
+    settings: Settings,
 ) -> AxisComparison:
     """Compare one axis.
 
@@ -37,6 +42,7 @@ def compare_axis(
         name: ``"refusal"`` or ``"over_refusal"``.
         pairs: Its prompts, at least one.
         judges: Names of the judges, the primary first.
+        scorers: What made the further scores that both models have.
         settings: How.
     """
     breakdowns: dict[str, Breakdown | None] = {}
@@ -51,6 +57,7 @@ def compare_axis(
         flips=tuple(_flips(pairs)),
         sampling=compare_sampling(pairs, settings),
         instruments=compare_instruments(_grouped(pairs, "category"), judges, settings),
+        secondary=compare_secondary(pairs, scorers, settings.level),
     )
 
 

@@ -106,8 +106,9 @@ def _axes(
     judges = [base.provenance.judge, *base.provenance.judges[1:]]
     if base.provenance.judge != tuned.provenance.judge:
         judges[0] = f"{base.provenance.judge} / {tuned.provenance.judge}"
+    scorers = dict(base.provenance.scorers.items() & tuned.provenance.scorers.items())
     return tuple(
-        compare_axis(name, side, judges, settings)
+        compare_axis(name, side, judges, scorers, settings)
         for name, harmful in (("refusal", True), ("over_refusal", False))
         if (side := [pair for pair in pairs if pair.prompt.harmful == harmful])
     )
@@ -125,6 +126,13 @@ def _notes(base: Behaviour, tuned: Behaviour, part: str) -> list[str]:
         notes.append(f"{part}no refusal score: the two models' refusal tokens differ")
     elif not base.refusal_tokens:
         notes.append(f"{part}no refusal score: {base.refusal_tokens.note or 'no refusal tokens'}")
+    scorers = base.provenance.scorers, tuned.provenance.scorers
+    for name in sorted(scorers[0].keys() & scorers[1].keys()):
+        of_base, of_tuned = (of_arm[name] for of_arm in scorers)
+        if of_base != of_tuned:
+            notes.append(
+                f"{part}{name} is not compared: by {of_base} in base, by {of_tuned} in tuned"
+            )
     for name, arm in (("base", base), ("tuned", tuned)):
         cut = sum(not row.finished for row in arm.rows)
         if cut:

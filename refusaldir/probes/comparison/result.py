@@ -9,6 +9,7 @@ from refusaldir.probes.comparison.axis_instruments import AxisInstruments
 from refusaldir.probes.comparison.escalations import EscalationComparison
 from refusaldir.probes.comparison.group import GroupComparison
 from refusaldir.probes.comparison.sampling import AxisSampling
+from refusaldir.probes.comparison.secondary import SecondaryChange
 
 
 class Described(Protocol):
@@ -85,6 +86,7 @@ class AxisComparison:
         flips: Every prompt whose outcome flipped, in the order of the prompts.
         sampling: What several replies a prompt say; None where there is one.
         instruments: What each judge and the refusal score say of the same replies.
+        secondary: Further scores of the replies, such as toxicity.
     """
 
     axis: str
@@ -93,6 +95,7 @@ class AxisComparison:
     flips: tuple[Flip, ...]
     sampling: AxisSampling | None
     instruments: AxisInstruments
+    secondary: tuple[SecondaryChange, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

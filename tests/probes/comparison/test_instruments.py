@@ -1,10 +1,13 @@
 """What several judges and the score say of the same replies."""
 
+import dataclasses
+
 import pytest
 from arms import arm
 
 from refusaldir.probes.comparison import compare_runs
 from refusaldir.probes.comparison.axis_instruments import SCORE
+from refusaldir.probes.run import ProbeRun
 
 FALL = "F" * 24, "".join("C" if i % 6 < 3 else "F" for i in range(24))
 
@@ -47,3 +50,28 @@ def test_a_judge_that_labelled_one_arm_alone_is_left_out():
     found = compare_runs(base, tuned).axis("refusal").instruments
     assert [one.name for one in found.instruments] == ["phrases-1"]
     assert found.disagreement is None
+
+
+def scored(run, values, version="toxic-1"):
+    """A run whose replies have a toxicity; None leaves one out."""
+    rows = [
+        dataclasses.replace(r, secondary={} if v is None else {"toxicity": v})
+        for r, v in zip(run.single.rows, values, strict=True)
+    ]
+    provenance = dataclasses.replace(run.single.provenance, scorers={"toxicity": version})
+    return ProbeRun(single=dataclasses.replace(run.single, rows=tuple(rows), provenance=provenance))
+
+
+def test_further_scores_are_paired():
+    base = scored(arm("CCCC"), [0.1, 0.2, 0.3, None])
+    tuned = scored(arm("CCCC", name="tuned"), [0.2, 0.3, 0.4, 0.9])
+    (toxicity,) = compare_runs(base, tuned).axis("refusal").secondary
+    assert (toxicity.name, toxicity.scorer, toxicity.n) == ("toxicity", "toxic-1", 3)
+    assert toxicity.difference.value == pytest.approx(0.1)
+    assert toxicity.difference.upper - toxicity.difference.lower == pytest.approx(0, abs=1e-9)
+    assert toxicity.base.upper > toxicity.base.value == pytest.approx(0.2)
+    # Nothing of one model alone, nor of two scorers.
+    assert compare_runs(base, arm("CCCC", name="tuned")).axis("refusal").secondary == ()
+    other = compare_runs(base, scored(arm("CCCC", name="t"), [0.1] * 4, "toxic-2"))
+    assert other.axis("refusal").secondary == ()
+    assert "toxicity is not compared: by toxic-1 in base, by toxic-2 in tuned" in other.notes
