@@ -99,6 +99,7 @@ def main(arguments: list[str] | None = None) -> RefusalDriftCallback:
             lr_scheduler_type="cosine",
             logging_steps=chosen.every,
             save_strategy="no",
+            dataloader_pin_memory=torch.cuda.is_available(),
             report_to=[],  # or "wandb", "tensorboard": the monitor's figures go there too
         ),
         train_dataset=Rows(DATA, loaded.tokenizer, chosen.rows),

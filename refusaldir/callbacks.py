@@ -129,7 +129,7 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
         self.monitor: Monitor | None = None
         self.stopped = ""
         self.seconds = 0.0
-        self._began = 0.0
+        self._began = self._ended = 0.0
         self._cost = 0.0
 
     @property
@@ -145,7 +145,8 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
     @property
     def trained_seconds(self) -> float:
         """Time since training began, without that spent measuring."""
-        return time.perf_counter() - self._began - self.seconds if self._began else 0.0
+        now = self._ended or time.perf_counter()
+        return now - self._began - self.seconds if self._began else 0.0
 
     @property
     def overhead(self) -> float:
@@ -160,14 +161,14 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
         """
         _require_whole_weights(self.trainer)
         self.monitor, self.stopped, self.seconds = None, "", 0.0
-        self._began = time.perf_counter()
+        self._began, self._ended = time.perf_counter(), 0.0
         if not state.is_world_process_zero:
             return
         began = self._clock()
         self.monitor = self._open(state.global_step)
+        self.seconds = self._clock() - began
         if not self.monitor.points:
             self._measure(self.monitor, state)
-        self.seconds += self._clock() - began
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
         """Measure where one is due, and stop training past a limit."""
@@ -175,13 +176,14 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
         if not last and state.global_step % self.every:
             return control
         if self.monitor is not None and (last or self._affordable()):
-            self._timed_measure(self.monitor, state)
+            self._measure(self.monitor, state)
         return self._agree(control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Measure what came of it, where something else ended training."""
         if self.monitor is not None and self.history[-1].step != state.global_step:
-            self._timed_measure(self.monitor, state)
+            self._measure(self.monitor, state)
+        self._ended = time.perf_counter()
 
     def document(self) -> dict[str, Any]:
         """The results so far, as written to ``trajectory.json``.
@@ -259,11 +261,6 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
             state=earlier,
         )
 
-    def _timed_measure(self, monitor: Monitor, state: Any) -> None:
-        began = self._clock()
-        self._measure(monitor, state)
-        self.seconds += self._clock() - began
-
     def _measure(self, monitor: Monitor, state: Any) -> None:
         """Measure, log and write."""
         began = self._clock()
@@ -274,9 +271,13 @@ class RefusalDriftCallback(TrainerCallback):  # type: ignore[misc]
         intended = self.trainer.control.should_log
         self.trainer.log({f"refusal/{name}": value for name, value in logs.items()})
         self.trainer.control.should_log = intended
+        measured = self._clock()
+        self.seconds += measured - began
         write_json(self.document(), self.folder / DOCUMENT)
         write_atomic(self.folder / TABLE, monitor_csv(self.history).encode())
-        self._cost = self._clock() - began
+        written = self._clock()
+        self.seconds += written - measured
+        self._cost = written - began
 
     def _clock(self) -> float:
         """Seconds, once the device has done what it was given before."""

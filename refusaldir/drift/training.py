@@ -113,7 +113,10 @@ def spanned(estimate: Estimate, form: str, unit: str = "") -> str:
     """A figure with its interval in brackets, where it has one, as text."""
 
     def text(value: float) -> str:
-        return f"{value:{form}}{unit}".replace("-", "−")
+        digits = f"{value:{form}}"
+        if not float(digits):  # what rounds to zero has no sign
+            digits = digits.lstrip("+-")
+        return f"{digits}{unit}".replace("-", "−")
 
     said = "unknown" if estimate.value is None else text(estimate.value)
     if estimate.lower is None or estimate.upper is None:

@@ -251,7 +251,8 @@ def test_the_interval_grows_until_the_cost_is_within_the_limit(tmp_path, base_mo
     monitor = watch(trainer, prompt_file, every=1, max_overhead=1e-9)
     trainer.train()
     assert [point.step for point in monitor.history] == [0, 6]  # both ends come in any case
-    monitor._cost, monitor.seconds, monitor._began = 1.0, 2.0, 1.0
+    assert monitor.trained_seconds == monitor.trained_seconds  # training is over
+    monitor._cost, monitor.seconds, monitor._began, monitor._ended = 1.0, 2.0, 1.0, 0.0
     for trained, affordable in ((79.0, False), (81.0, True)):
         clock = monitor._began + monitor.seconds + trained
         with pytest.MonkeyPatch.context() as patch:

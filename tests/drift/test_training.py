@@ -56,3 +56,4 @@ def test_headline_and_figures(point):
     vague = replace(point, harmful=None, drift=replace(point.drift, angle=absent))
     assert vague.headline == "Step 20: the rotation is not estimable: too noisy."
     assert spanned(absent, ".1f") == "unknown"
+    assert spanned(estimate(-0.001, 0.25), "+.2f") == "0.00 (−0.25 to +0.25)"

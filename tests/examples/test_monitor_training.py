@@ -8,8 +8,6 @@ import pytest
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "monitor_training.py"
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
-
 
 @pytest.fixture(scope="module")
 def script():
