@@ -149,7 +149,7 @@ def link_to_mechanism(
     tuned_refused: Sequence[float | None],
     harmful: Sequence[bool],
     intents: Sequence[Hashable],
-    groups: Sequence[str] | Sequence[int] | None = None,
+    groups: Sequence[str | int] | None = None,
     level: float = 0.95,
 ) -> MechanismLink:
     """Split the change of each axis's refusal rate into encoding and readout.
@@ -250,7 +250,7 @@ def _judged(
     tuned_refused: Sequence[float | None],
     harmful: Sequence[bool],
     intents: Sequence[Hashable],
-    groups: Sequence[str] | Sequence[int] | None,
+    groups: Sequence[str | int] | None,
 ) -> _Judged:
     columns = {
         "projections of base": np.asarray(base_z, dtype=np.float64),

@@ -1,7 +1,7 @@
 """The link to the mechanism of two whole runs: prompts, and escalations turn by turn.
 
-Replies are paired by prompt, turn, temperature, seed and sample. Where a prompt has several, it
-enters once, with the share of them that refuse. Escalations are linked apart from prompts by
+Where a prompt has several replies, it enters once, with the share of them that refuse, as in the
+comparison of behaviour. Escalations are linked apart from prompts by
 themselves, frozen apart from live: in frozen mode both models read the same words up to every
 turn; in live mode they read their own earlier replies, so that the projection also moves because
 the conversation did. The opening turns that a script shares with its harmless twin ask for
@@ -16,8 +16,9 @@ import numpy as np
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
 from refusaldir.probes.category_link import LIMIT, CategoryLink, Measure, category_links
+from refusaldir.probes.comparison.paired_prompt import PairedPrompt
+from refusaldir.probes.courses import courses
 from refusaldir.probes.link import SUBJECTS, LinkParts, MechanismLink, link_to_mechanism
-from refusaldir.probes.outcomes import is_refused
 from refusaldir.probes.run import FILES, ProbeRun
 from refusaldir.records import Estimate
 
@@ -39,7 +40,7 @@ class PartLink:
     Attributes:
         link: Curves and parts; None where they cannot be made.
         group_kind: What the groups are: ``"category"`` or ``"turn"``.
-        n_replies: Pairs of replies behind the figures.
+        n_replies: Replies that could be judged behind the figures, of the model with fewer.
         n_without_projection: Prompts (or turns) left out because a projection is missing.
         note: Why there is no link, if so.
     """
@@ -165,11 +166,10 @@ def _part(name: str, base: Behaviour, tuned: Behaviour, *, level: float) -> Part
             f"the projections are on different directions: {along[0]} in base, {along[1]} in tuned"
         )
         return PartLink(link=None, group_kind=kind, note=note)
-    opening = _opening(base.rows)
-    units = [unit for unit in _units(base.rows, tuned.rows) if unit.key not in opening]
+    units = _units(kind, base, tuned)
     usable = [unit for unit in units if unit.projections is not None]
     lacking = len(units) - len(usable)
-    if not any(unit.shares is not None for unit in usable):
+    if not any(unit.pair.usable for unit in usable):
         note = (
             "no prompt has a projection in both models"
             if not usable
@@ -177,29 +177,22 @@ def _part(name: str, base: Behaviour, tuned: Behaviour, *, level: float) -> Part
         )
         return PartLink(link=None, group_kind=kind, n_without_projection=lacking, note=note)
     z = np.array([unit.projections for unit in usable], dtype=np.float64)
-    shares = [(None, None) if unit.shares is None else unit.shares for unit in usable]
     link = link_to_mechanism(
         base_z=z[:, 0],
         tuned_z=z[:, 1],
-        base_refused=[share for share, _ in shares],
-        tuned_refused=[share for _, share in shares],
-        harmful=[unit.row.harmful for unit in usable],
-        intents=[unit.row.intent_id for unit in usable],
-        groups=[unit.row.category for unit in usable]
-        if kind == "category"
-        else [unit.row.turn or 1 for unit in usable],
+        base_refused=[unit.shares[0] for unit in usable],
+        tuned_refused=[unit.shares[1] for unit in usable],
+        harmful=[unit.pair.prompt.harmful for unit in usable],
+        intents=[unit.pair.prompt.intent_id for unit in usable],
+        groups=[unit.group for unit in usable],
         level=level,
     )
     notes = [*link.notes, *([_LIVE] if name == "live" else [])]
-    if opening:
-        notes.append(
-            f"{len(opening)} opening turns that a script shares with its twin are left out"
-        )
     temperatures = sorted({row.temperature for row in base.rows})
     if len(temperatures) > 1:
         notes.append(
             f"replies at temperatures {', '.join(f'{t:g}' for t in temperatures)} are taken "
-            "together, each reply once"
+            "together, temperatures weighing alike"
         )
     if lacking:
         what = "prompts" if kind == "category" else "turns"
@@ -207,7 +200,7 @@ def _part(name: str, base: Behaviour, tuned: Behaviour, *, level: float) -> Part
     return PartLink(
         link=replace(link, notes=tuple(notes)),
         group_kind=kind,
-        n_replies=sum(unit.replies for unit in usable),
+        n_replies=sum(s.replies for unit in usable for s in unit.pair.temperatures if s.usable),
         n_without_projection=lacking,
     )
 
@@ -217,70 +210,51 @@ class _Unit:
     """A prompt, or one turn of an escalation, in both models.
 
     Attributes:
-        row: One of base's rows of it.
-        replies: Pairs of replies that could be judged.
-        shares: Share of these that base refuses, and that tuned does; None without any.
+        pair: Its replies.
         projections: In base and in tuned; None where one is missing.
+        group: Its category, or its turn from the one in which the script parts from its twin.
     """
 
-    row: BehaviourRow
-    replies: int
-    shares: tuple[float, float] | None
+    pair: PairedPrompt
     projections: tuple[float, float] | None
+    group: str | int
 
     @property
-    def key(self) -> tuple[str, int | None]:
-        """The prompt, and the turn of an escalation."""
-        return self.row.id, self.row.turn
+    def shares(self) -> tuple[float | None, float | None]:
+        """Share of the replies that refuse; None where none could be judged."""
+        return self.pair.shares if self.pair.usable else (None, None)
 
 
-def _opening(rows: Sequence[BehaviourRow]) -> set[tuple[str, int | None]]:
-    """First turns of escalations that say what those of the script's twin say."""
-    said: dict[str, dict[int, str]] = {}
-    twins: dict[str, str] = {}
-    for row in rows:
-        if row.turn is not None:
-            said.setdefault(row.id, {})[row.turn] = row.prompt
-            if row.twin_of is not None:
-                twins[row.id] = row.twin_of
-    shared: set[tuple[str, int | None]] = set()
-    for name, twin in twins.items():
-        for turn in sorted(said[name]):
-            if said.get(twin, {}).get(turn) != said[name][turn]:
-                break
-            shared.add((name, turn))
-    return shared
+def _units(kind: str, base: Behaviour, tuned: Behaviour) -> list[_Unit]:
+    """Prompts, or turns after the opening, that both models were given, in base's order."""
+    opening = {}
+    if kind == "turn":
+        opening = {course.key[0]: course.outcome.opening for course in courses(base).values()}
+    sides: list[dict[tuple[str, int | None], list[BehaviourRow]]] = [{}, {}]
+    for side, arm in zip(sides, (base, tuned), strict=True):
+        for row in arm.rows:
+            if row.turn is None or row.turn > opening.get(row.id, 0):
+                side.setdefault((row.id, row.turn), []).append(row)
+    first, second = sides
+    units = []
+    for key, rows in first.items():
+        if key not in second:
+            continue
+        z = [_projection(replies) for replies in (rows, second[key])]
+        units.append(
+            _Unit(
+                pair=PairedPrompt(prompt=rows[0], base=tuple(rows), tuned=tuple(second[key])),
+                projections=None if z[0] is None or z[1] is None else (z[0], z[1]),
+                group=rows[0].category if key[1] is None else key[1] - opening[key[0]],
+            )
+        )
+    return units
 
 
-def _units(base: Sequence[BehaviourRow], tuned: Sequence[BehaviourRow]) -> list[_Unit]:
-    """Prompts (and turns) that both models were given, in base's order."""
-    other = {row.key: row for row in tuned}
-    pairs: dict[tuple[str, int | None], list[tuple[BehaviourRow, BehaviourRow]]] = {}
-    for row in base:
-        if row.key in other:
-            pairs.setdefault((row.id, row.turn), []).append((row, other[row.key]))
-    return [_unit(replies) for replies in pairs.values()]
-
-
-def _unit(replies: Sequence[tuple[BehaviourRow, BehaviourRow]]) -> _Unit:
-    judged = [
-        (was, now)
-        for was, now in ((is_refused(b.label), is_refused(t.label)) for b, t in replies)
-        if was is not None and now is not None
-    ]
-    z = [(b.projection, t.projection) for b, t in replies]
-    known = [(first, second) for first, second in z if first is not None and second is not None]
-    return _Unit(
-        row=replies[0][0],
-        replies=len(judged),
-        shares=_means(judged) if judged else None,
-        projections=_means(known) if len(known) == len(z) else None,
-    )
-
-
-def _means(pairs: Sequence[tuple[float, float]]) -> tuple[float, float]:
-    first, second = (sum(column) / len(pairs) for column in zip(*pairs, strict=True))
-    return first, second
+def _projection(rows: Sequence[BehaviourRow]) -> float | None:
+    """Mean over the replies, which are all to the same prompt (not in live escalations)."""
+    known = [row.projection for row in rows if row.projection is not None]
+    return sum(known) / len(known) if len(known) == len(rows) else None
 
 
 def _split_sentence(parts: LinkParts, where: str, why: Sequence[str]) -> str:

@@ -8,6 +8,7 @@ import pytest
 from linked import DIRECTION, INTERCEPT, SLOPE, curve, runs, with_rows
 
 from refusaldir.probes.category_link import LIMIT, Measure
+from refusaldir.probes.comparison import compare_runs
 from refusaldir.probes.link import link_to_mechanism
 from refusaldir.probes.run import ProbeRun
 from refusaldir.probes.run_link import link_runs
@@ -78,12 +79,12 @@ def test_escalations_are_split_by_turn_and_without_their_openings():
     assert list(found.parts) == ["single", "frozen", "live"]
     frozen, live = found.parts["frozen"], found.parts["live"]
     assert frozen.group_kind == "turn" and found.parts["single"].group_kind == "category"
-    assert [g.group for g in frozen.link.groups if g.axis == "refusal"] == [2, 3, 4]
+    # Turn 1 is shared with the twin; turns count from where they part.
+    assert [g.group for g in frozen.link.groups if g.axis == "refusal"] == [1, 2, 3]
     assert frozen.link.n == 16 * 2 * 3
-    assert any("32 opening turns" in note for note in frozen.link.notes)
     assert any("live mode" in note for note in live.link.notes)
     assert not any("live mode" in note for note in frozen.link.notes)
-    shift = [frozen.link.group("refusal", k).shift for k in (2, 3, 4)]
+    shift = [frozen.link.group("refusal", k).shift for k in (1, 2, 3)]
     assert all(inside(e, -0.8) for e in shift)
     assert sum("escalations (live)" in s for s in found.sentences) == 1
 
@@ -99,6 +100,8 @@ def test_a_reply_that_cannot_be_judged_leaves_its_pair_out():
     tuned = with_rows(tuned, lambda i, r: replace(r, label="judge_error") if i < 4 else r)
     found = link_runs(base, tuned).parts["single"]
     assert found.n_replies == 2 * 8 * 2 * 3 - 4  # all of the first prompt, one of the second
+    comparison = compare_runs(base, tuned, n_boot=20).axis("refusal").overall.difference
+    assert found.link.axis("refusal").observed.value == pytest.approx(comparison.value)
     assert found.link.n == 31 and found.link.n_left_out == 1
 
 
@@ -132,6 +135,22 @@ def test_only_parts_of_both_runs_count():
     assert link_runs(ProbeRun(single=base.single), ProbeRun(frozen=tuned.frozen)) is None
 
 
+def test_prompts_that_one_model_was_not_given_are_in_nothing():
+    base, tuned = runs(turns=3, scripts=6, categories=2)
+    fewer = [
+        ProbeRun(
+            **{
+                name: replace(part, rows=tuple(r for r in part.rows if not r.id.startswith(gone)))
+                for name, part in run.parts()
+            }
+        )
+        for run, gone in ((base, "i001"), (tuned, "i002"))
+    ]
+    found = link_runs(*fewer)
+    assert found.parts["single"].link.n == 2 * 8 * 2 - 4
+    assert found.parts["frozen"].link.n == (6 - 2) * 2 * 2
+
+
 def test_unjudged_replies_alone_are_said():
     base, tuned = (
         with_rows(run, lambda i, r: replace(r, label="empty")) for run in runs(categories=2)
@@ -148,6 +167,9 @@ def test_temperatures_taken_together_are_said():
     ]
     notes = link_runs(*mixed).parts["single"].link.notes
     assert any("temperatures 0, 0.7" in note for note in notes)
+    found = link_runs(*mixed).parts["single"].link.axis("refusal").observed
+    compared = compare_runs(*mixed, n_boot=20).axis("refusal").overall.difference
+    assert found.value == pytest.approx(compared.value)
     assert not any("temperatures" in n for n in link_runs(base, tuned).parts["single"].link.notes)
 
 

@@ -83,7 +83,7 @@ def test_categories_come_by_their_fall_and_turns_in_order(link):
     ]
     assert falls == sorted(falls) and len(labels) == 10
     turns = [label for label, _, bold in part_rows("live", link["live"]) if not bold]
-    assert turns == ["turn 2", "turn 3"]
+    assert turns == ["turn 1", "turn 2"]
 
 
 def test_the_figure_draws_the_documents_curves_and_parts(linked, link):
