@@ -143,6 +143,9 @@ def diff(
         ),
     ] = "off",
     seed: Annotated[int, typer.Option(help="Seed of the resampling.")] = 0,
+    page: Annotated[
+        bool, typer.Option("--report/--no-report", help="Write report.html as well.")
+    ] = True,
     out: Annotated[Path | None, typer.Option(help="Folder for diff.json and the figures.")] = None,
     store: options.Store = None,
     force: options.Force = False,
@@ -164,6 +167,7 @@ def diff(
     from refusaldir import pipeline
     from refusaldir.errors import RefusaldirError
     from refusaldir.pipeline.behaviour_pair import are_behaviour, diff_behaviour
+    from refusaldir.pipeline.report import write_report
     from refusaldir.pipeline.stops import is_series
     from refusaldir.pipeline.trajectory import diff_series
     from refusaldir.report.behaviour_table import behaviour_report
@@ -232,15 +236,24 @@ def diff(
             force=force,
             progress=report,
         )
+    files = dict(result.files)
+    if page:
+        files["report.html"] = write_report(result.folder)
     put(result.document, trajectory_report if series else diff_report, json=json)
     if json:
         return
     if layers != "off":
         put(result.layers.document, layers_report, json=False)
     note = stderr()
+    if not series and result.reused:
+        note.print(
+            f"Kept: {result.folder} holds this comparison already (--force makes it anew).",
+            soft_wrap=True,
+            markup=False,
+        )
     if not result.document["options"]["behaviour"] and behaviour == "auto":
         note.print("Behaviour was not measured: captures hold no model. Add --behaviour on.")
-    _name_files(result.files, result.folder / ("trajectory.json" if series else "diff.json"))
+    _name_files(files, result.folder / ("trajectory.json" if series else "diff.json"))
 
 
 def _name_files(files: Mapping[str, Path], main: Path) -> None:

@@ -13,7 +13,6 @@ from refusaldir.pipeline.choices import Choices, make_terms
 from refusaldir.pipeline.criteria import Criteria
 from refusaldir.pipeline.layer_choices import MODES
 from refusaldir.pipeline.layers_job import LayersJob, require_no_layers
-from refusaldir.pipeline.measurement import Known
 from refusaldir.pipeline.pair import Diff, Pair
 from refusaldir.pipeline.progress import ProgressFn, silent
 from refusaldir.prompts.schema import PromptSet
@@ -177,20 +176,27 @@ def diff(
         specs=specs,
     )
     folder = Path(out) if out is not None else _default_folder(pair)
+    kept = pair.kept(folder)
     if layers == "off":
-        return pair.run(folder, progress)
+        return kept or pair.run(folder, progress)
     for arm in (pair.base, pair.tuned):
         arm.require_unchanged()
-    require_no_layers(folder, force=force)
-    known = Known()
-    done = pair.run(folder, progress, known=known)
-    job = LayersJob.of_diff(pair, done, known.refusal_tokens, layers)
-    found = job.run(folder, progress)
+    if kept is None:
+        require_no_layers(folder, force=force)
+    done = kept or pair.run(folder, progress)
+    job = LayersJob.of_diff(pair, done, layers)
+    found = None if force else job.kept(folder)
+    if found is None:
+        found = job.run(folder, progress)
+        done = replace(done, reused=False)
     return replace(done, layers=found, files={**done.files, **found.files})
 
 
 def _default_folder(pair: Pair) -> Path:
-    arms = (pair.base, pair.tuned)
+    """A folder for these captures and what the models are asked; samples and judges may grow."""
+    arms, battery = (pair.base, pair.tuned), pair.battery
     names = "-to-".join(arm.opening.spec.name for arm in arms)
-    key = content_hash([str(arm.path) for arm in arms])[:8]
+    asked = None if battery is None or battery.prompts is None else battery.prompts.hash
+    budget = None if battery is None else battery.plan.max_new_tokens
+    key = content_hash([str(arm.path) for arm in arms], asked, budget)[:8]
     return default_store(pair.choices.store) / f"diff-{names}-{key}"

@@ -101,13 +101,13 @@ class LayersFound:
 
     Attributes:
         document: The content of ``layers.json``.
-        result: Shares, lenses and verdict.
+        result: Shares, lenses and verdict; None where it was there already.
         folder: Where everything was written.
         files: What was written, by name.
     """
 
     document: dict[str, Any]
-    result: "LayersResult"
+    result: "LayersResult | None"
     folder: Path
     files: Mapping[str, Path]
 

@@ -1,5 +1,6 @@
 """The layers of one pair of models: what is settled before weights are loaded, run and written."""
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from refusaldir.pipeline.opening import Opening, release
 from refusaldir.pipeline.pair import Diff, Pair, make_folder
 from refusaldir.pipeline.plan import Plan, Rendering
 from refusaldir.pipeline.progress import ProgressFn
+from refusaldir.records import Site
 
 if TYPE_CHECKING:
     from refusaldir.layers.result import LayersResult
@@ -45,21 +47,24 @@ class LayersJob:
     tokens: "RefusalTokens | None" = None
 
     @classmethod
-    def of_diff(
-        cls, pair: Pair, done: Diff, tokens: "RefusalTokens | None", mode: str
-    ) -> "LayersJob":
+    def of_diff(cls, pair: Pair, done: Diff, mode: str) -> "LayersJob":
         """The layers of a comparison: its prompts, its site, its refusal tokens.
 
         Args:
             pair: Base and tuned as they were compared.
             done: What was found.
-            tokens: Base's refusal tokens where they were found.
             mode: ``"fast"`` or ``"full"``.
 
         Raises:
             RefusaldirError: Whatever can be known before weights are loaded.
         """
+        from refusaldir.probes.run import ProbeRun
+
         choices, openings = pair.choices, (pair.base.opening, pair.tuned.opening)
+        site, tokens = done.document["drift"]["site"], None
+        if pair.battery is not None:
+            first = next(part for _, part in ProbeRun.read(done.folder / "base").parts())
+            tokens = first.refusal_tokens
         job = cls(
             openings=openings,
             rendering=pair.terms.rendering,
@@ -72,7 +77,7 @@ class LayersJob:
                 heads=False,
                 repair=False,
                 task_text=None,
-                site=done.drift.site.site,
+                site=Site(hook=site["hook"], layer=site["layer"], position=site["position"]),
                 refusal_tokens=choices.refusal_tokens,
                 max_new_tokens=SHORT if pair.battery is None else pair.battery.plan.max_new_tokens,
                 batch_size=choices.batch_size,
@@ -104,6 +109,27 @@ class LayersJob:
             "thinking": self.rendering.thinking,
             **self.asked.to_dict(),
         }
+
+    def kept(self, folder: Path) -> LayersFound | None:
+        """The layers of these very models and settings, where the folder holds them.
+
+        Raises:
+            StoreError: A document is there and cannot be read.
+        """
+        from refusaldir.report.document import to_json
+        from refusaldir.report.layers_document import load_layers
+
+        path = folder / "layers.json"
+        if not path.exists():
+            return None
+        document = load_layers(path)
+        hashes = [opening.identity().weights_hash for opening in self.openings]
+        if document["options"] != json.loads(to_json(self.settings)) or hashes != [
+            document[role]["weights_hash"] for role in ("base", "tuned")
+        ]:
+            return None
+        files = {each.name: each for each in (path, *sorted(folder.glob("layers*.??g")))}
+        return LayersFound(document=document, result=None, folder=folder, files=files)
 
     def run(self, folder: Path, progress: ProgressFn) -> LayersFound:
         """Run the lenses and write what they say.

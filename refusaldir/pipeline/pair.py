@@ -1,10 +1,11 @@
 """Base and tuned side by side: settled before anything is run, then measured and compared."""
 
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from refusaldir.drift.comparable import require_comparable
 from refusaldir.drift.handle import ARMS
@@ -13,16 +14,20 @@ from refusaldir.pipeline.arm import Arm, Terms
 from refusaldir.pipeline.battery import Battery
 from refusaldir.pipeline.choices import Choices, Side
 from refusaldir.pipeline.measurement import Known, Measurement
+from refusaldir.pipeline.model_run import SUMMARY
 from refusaldir.pipeline.precision import Alike, precision_document, require_allowed
-from refusaldir.pipeline.progress import ProgressFn
-from refusaldir.records import Provenance
+from refusaldir.pipeline.progress import ProgressFn, silent
+from refusaldir.probes.run import ProbeRun
+from refusaldir.records import Provenance, Site
 from refusaldir.store import Capture
 
 if TYPE_CHECKING:
     from refusaldir.drift.result import DriftResult
     from refusaldir.pipeline.layer_choices import LayersFound
-    from refusaldir.probes.category_link import Measure
     from refusaldir.probes.comparison import BehaviourComparison
+
+#: Drift, and behaviour where it was measured.
+Compared: TypeAlias = "tuple[DriftResult, BehaviourComparison | None]"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,19 +36,33 @@ class Diff:
 
     Attributes:
         document: The content of ``diff.json``.
-        drift: Drift of geometry, layer by layer.
-        behaviour: Paired behaviour, or None when it was not measured.
         folder: Where everything was written.
         files: What was written, by name.
+        compared: Gives drift and behaviour.
         layers: Which layers the fine-tune disturbed, or None when that was not asked for.
+        reused: True when all of it was there already.
     """
 
     document: dict[str, Any]
-    drift: "DriftResult"
-    behaviour: "BehaviourComparison | None"
     folder: Path
     files: Mapping[str, Path]
+    compared: "Callable[[], Compared]" = field(repr=False, compare=False)
     layers: "LayersFound | None" = None
+    reused: bool = False
+
+    @cached_property
+    def _compared(self) -> "Compared":
+        return self.compared()
+
+    @property
+    def drift(self) -> "DriftResult":
+        """Drift of geometry, layer by layer; computed when asked where it was there already."""
+        return self._compared[0]
+
+    @property
+    def behaviour(self) -> "BehaviourComparison | None":
+        """Paired behaviour, or None when it was not measured."""
+        return self._compared[1]
 
     def _repr_html_(self) -> str:
         from refusaldir.report.notebook import as_html
@@ -152,11 +171,42 @@ class Pair:
         wanted = json.loads(json.dumps(self.settings))
         if any(document["options"].get(key) != value for key, value in wanted.items()):
             return None
+        selected = document["causality"] is not None
+        if self.choices.select == ("off" if selected else "on"):
+            return None
         made = [Provenance.from_dict(document[role]).fingerprint() for role in ARMS]
         for base in self.bases:
             if made == [arm.provenance.fingerprint() for arm in (base, self.tuned)]:
                 return document, base
         return None
+
+    def kept(self, folder: Path) -> Diff | None:
+        """This very comparison, where the folder holds it whole.
+
+        Raises:
+            StoreError: A document is there and cannot be read.
+        """
+        there = None if self.choices.force else self.finished(folder)
+        runs = [] if self.battery is None else [folder / role / SUMMARY for role in ARMS]
+        if there is None or not all(path.exists() for path in runs):
+            return None
+        document, base = there
+        at = document["drift"]["site"]
+        site = Site(hook=at["hook"], layer=at["layer"], position=at["position"])
+
+        def compared() -> Compared:
+            read = {path.parent.name: ProbeRun.read(path.parent) for path in runs}
+            return self._compare(base.path, self.tuned.path, site, read, silent)
+
+        names = ("diff.json", "*.png", "*.svg", "*/*.json", "*/*.jsonl")
+        found = [path for name in names for path in sorted(folder.glob(name))]
+        return Diff(
+            document=document,
+            folder=folder,
+            files={str(path.relative_to(folder)): path for path in found},
+            compared=compared,
+            reused=True,
+        )
 
     def run(
         self,
@@ -215,33 +265,19 @@ class Pair:
 
     def _conclude(self, done: Measurement, own: Arm, alike: Alike | None) -> Diff:
         """Compute what the captures and replies say and write it down."""
-        from refusaldir.drift.compare import compare
-        from refusaldir.pipeline.link import category_measures
         from refusaldir.report.document import build_document, write_json
         from refusaldir.report.figures import write_figures
 
         choices, arms, folder = self.choices, done.arms, done.folder
-        with Capture.open(arms[0].path) as base, Capture.open(arms[1].path) as tuned:
-            drift = compare(
-                base,
-                tuned,
-                hook=choices.hook,
-                position=choices.position,
-                site=None if done.causality is None else done.causality.site,
-                seed=choices.seed,
-                allow_dtype_mismatch=choices.allow_dtype_mismatch,
-                progress=lambda count, total: done.progress("Compare layers", count, total),
-            )
-            measures = category_measures(base, tuned, drift) if done.runs else ()
-        if not drift.base.template.post_tokens:
-            note = "the template puts nothing after the instruction, so there is no position there"
-            drift = replace(drift, notes=(*drift.notes, note))
+        site = None if done.causality is None else done.causality.site
+        runs = {role: run.run for role, run in done.runs.items()}
+        found = self._compare(arms[0].path, arms[1].path, site, runs, done.progress)
+        drift, behaviour = found
         precision = None
         if alike is not None:
             precision = precision_document(
                 own, alike, arms[1], drift.site.site, level=drift.level, seed=choices.seed
             )
-        behaviour = None if not done.runs else self._behaviour(done, drift.level, measures)
         document = build_document(
             drift,
             behaviour,
@@ -249,30 +285,52 @@ class Pair:
             precision,
             options={**self.settings, "select": done.causality is not None},
         )
+        for run in done.runs.values():
+            run.summarise(self.settings)
         figures = write_figures(document, folder)
         # Last, so that a folder with a diff.json is complete.
         written = {"diff.json": write_json(document, folder / "diff.json")}
         written |= {path.name: path for path in figures}
         for role, run in done.runs.items():
             written |= {f"{role}/{name}": path for name, path in run.files.items()}
-        return Diff(
-            document=document, drift=drift, behaviour=behaviour, folder=folder, files=written
-        )
+        return Diff(document=document, folder=folder, files=written, compared=lambda: found)
 
-    def _behaviour(
-        self, done: Measurement, level: float, measures: "Sequence[Measure]"
-    ) -> "BehaviourComparison":
-        """Compare the replies, and sum up each model's own."""
+    def _compare(
+        self,
+        base: Path,
+        tuned: Path,
+        site: Site | None,
+        runs: Mapping[str, ProbeRun],
+        progress: ProgressFn,
+    ) -> "Compared":
+        """Geometry from two captures, and behaviour from two runs where there are any."""
+        from refusaldir.drift.compare import compare
+        from refusaldir.pipeline.link import category_measures
         from refusaldir.probes.comparison import compare_runs
         from refusaldir.probes.run_link import link_runs
 
-        base, tuned = (done.runs[role].run for role in ARMS)
-        seed = self.choices.seed
-        link = link_runs(base, tuned, level=level, seed=seed, measures=measures)
-        found = compare_runs(base, tuned, level=level, seed=seed, link=link)
-        for run in done.runs.values():
-            run.summarise(self.settings)
-        return found
+        choices = self.choices
+        with Capture.open(base) as left, Capture.open(tuned) as right:
+            drift = compare(
+                left,
+                right,
+                hook=choices.hook,
+                position=choices.position,
+                site=site,
+                seed=choices.seed,
+                allow_dtype_mismatch=choices.allow_dtype_mismatch,
+                progress=lambda count, total: progress("Compare layers", count, total),
+            )
+            measures = category_measures(left, right, drift) if runs else ()
+        if not drift.base.template.post_tokens:
+            note = "the template puts nothing after the instruction, so there is no position there"
+            drift = replace(drift, notes=(*drift.notes, note))
+        if not runs:
+            return drift, None
+        pair = [runs[role] for role in ARMS]
+        level, seed = drift.level, choices.seed
+        link = link_runs(*pair, level=level, seed=seed, measures=measures)
+        return drift, compare_runs(*pair, level=level, seed=seed, link=link)
 
 
 def make_folder(folder: Path) -> None:

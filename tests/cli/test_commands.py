@@ -195,11 +195,15 @@ def test_existing_output_asks_for_force(captured, tuned_model, prompt_file):
 
 def test_existing_diff_asks_for_force(captured):
     words = ("diff", "base.h5", "tuned.h5", "--out", "d")
-    assert captured(*words).code == 0
-    done = captured(*words)
+    first = captured(*words)
+    assert first.code == 0
+    again = captured(*words)
+    assert (again.code, again.out) == (0, first.out)
+    assert "Kept: d holds this comparison already" in again.sentence
+    done = captured(*words, "--seed", "1")
     assert done.code == 2
     assert "--force" in done.sentence
-    assert captured(*words, "--force").code == 0
+    assert captured(*words, "--seed", "1", "--force").code == 0
 
 
 @pytest.mark.parametrize("damage", ["missing", "foreign", "truncated", "text", "pickle"])

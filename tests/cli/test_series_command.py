@@ -36,7 +36,7 @@ def test_a_folder_of_checkpoints(run, base_model, tune, prompt_file):
     names = {path.name for path in Path("s").iterdir()}
     assert names == {
         "checkpoint-90", "checkpoint-500", "checkpoint-1000", "trajectory.json",
-        "trajectory.png", "trajectory.svg",
+        "trajectory.png", "trajectory.svg", "report.html",
     }  # fmt: skip
     document = json.loads(Path("s/trajectory.json").read_text("utf-8"))
     points = document["checkpoints"]
