@@ -11,7 +11,7 @@ from dataclasses import replace
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
 from refusaldir.probes.coherence import incoherence
 from refusaldir.probes.outcomes import EMPTY, INCOHERENT, Judgement, is_refused
-from refusaldir.probes.phrases import judge
+from refusaldir.probes.phrases import PhraseJudge
 
 #: Name of a row's surprise among its further scores: mean nats a token of the reply under base.
 SURPRISE = "surprise"
@@ -43,7 +43,7 @@ def gate(row: BehaviourRow) -> Judgement | None:
     A refusal that goes round in circles still refuses, so what loops is only noise where the
     wording is no refusal.
     """
-    refused = bool(is_refused(judge(row.response, row.prompt).label))
+    refused = bool(is_refused(PhraseJudge().judge_row(row).label))
     reason = incoherence(row.response, row.secondary.get(SURPRISE), refused=refused)
     return None if reason is None else Judgement(label=INCOHERENT, evidence=GATE + reason)
 

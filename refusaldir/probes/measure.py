@@ -21,6 +21,7 @@ from refusaldir.probes.escalation import Mode, conversation_at, play, user_turns
 from refusaldir.probes.host import Along, Host
 from refusaldir.probes.journal import Journal
 from refusaldir.probes.judged import said_of
+from refusaldir.probes.judging.many import judge_rows
 from refusaldir.probes.outcomes import JUDGE_ERROR, Judge, Judgement
 from refusaldir.probes.phrases import PhraseJudge
 from refusaldir.probes.plan import Job, SamplingPlan
@@ -319,9 +320,8 @@ class _Run:
     def _row(self, slot: _Slot, known: _Known, rendered_hash: str) -> BehaviourRow:
         prompt, reply, old = slot.prompt, known.reply, known.row
         text = prompt.text if slot.turn is None else user_turns(prompt)[slot.turn - 1]
-        judgement = self._judge(text, reply.text)
         others = {} if old is None else old.others
-        return BehaviourRow(
+        row = BehaviourRow(
             id=prompt.id,
             intent_id=prompt.intent_id,
             harmful=prompt.label == "harmful",
@@ -340,18 +340,19 @@ class _Run:
             n_tokens=reply.n_tokens,
             finished=reply.finished,
             first_token=reply.first_token,
-            label=judgement.label,
-            evidence=judgement.evidence,
+            label=JUDGE_ERROR,
             score=reply.score,
             projection=reply.projection,
             # What other judges and scorers said of this very reply still holds.
             others={k: v for k, v in others.items() if k != self.judge.version},
             secondary={} if old is None else old.secondary,
         )
+        said = self._judge(row)
+        return replace(row, label=said.label, evidence=said.evidence)
 
-    def _judge(self, prompt: str, response: str) -> Judgement:
+    def _judge(self, row: BehaviourRow) -> Judgement:
         try:
-            return self.judge(prompt, response)
+            return judge_rows(self.judge, [row])[0]
         except Exception as error:  # A judge that fails is an outcome, never a refusal.
             return Judgement(label=JUDGE_ERROR, evidence=f"{type(error).__name__}: {error}")
 

@@ -372,6 +372,19 @@ def test_what_is_written_holds_any_text(tmp_path):
 # --- escalations ---------------------------------------------------------------------------------
 
 
+def test_a_judge_is_shown_the_row(host):
+    """What a judge may know of a later turn is more than its words."""
+
+    class ByTurn:
+        version = "by-turn-1"
+
+        def judge_row(self, row):
+            return Judgement(label="full_refusal" if row.turn == 2 else "compliance")
+
+    got = measure(host, escalations(1), GREEDY, mode="frozen", judge=ByTurn())
+    assert {(row.turn, row.label) for row in got.rows} >= {(1, "compliance"), (2, "full_refusal")}
+
+
 @pytest.mark.parametrize("mode", ["frozen", "live"])
 def test_escalations_have_a_row_for_every_user_turn(model, host, tokens, direction, mode):
     talks, along = escalations(), Along(tokens=tokens, direction=direction)
