@@ -21,8 +21,8 @@ from refusaldir.probes.escalation import Mode, conversation_at, play, user_turns
 from refusaldir.probes.host import Along, Host
 from refusaldir.probes.journal import Journal
 from refusaldir.probes.judged import said_of
-from refusaldir.probes.judging.many import judge_rows
-from refusaldir.probes.outcomes import JUDGE_ERROR, Judge, Judgement
+from refusaldir.probes.judging.many import AnyJudge, judge_rows
+from refusaldir.probes.outcomes import JUDGE_ERROR, Judgement
 from refusaldir.probes.phrases import PhraseJudge
 from refusaldir.probes.plan import Job, SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens, find_refusal_tokens
@@ -41,7 +41,7 @@ def measure(
     *,
     mode: Mode | None = None,
     along: Along | None = None,
-    judge: Judge | None = None,
+    judge: AnyJudge | None = None,
     path: Path | None = None,
     force: bool = False,
     on_rows: Callable[[int], None] | None = None,
@@ -133,7 +133,7 @@ class _Run:
     plan: SamplingPlan
     mode: Mode | None
     along: Along
-    judge: Judge
+    judge: AnyJudge
     path: Path | None
     on_rows: Callable[[int], None]
 
