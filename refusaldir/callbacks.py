@@ -26,7 +26,8 @@ import torch
 from transformers import TrainerCallback
 
 from refusaldir.errors import RefusaldirError, StoreError
-from refusaldir.pipeline.monitor import Monitor, MonitorChoices
+from refusaldir.pipeline.monitor import Monitor
+from refusaldir.pipeline.monitor_start import MonitorChoices
 from refusaldir.pipeline.plan import Rendering, prompt_set
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import HARMFUL, HARMLESS, Site

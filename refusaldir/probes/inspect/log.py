@@ -23,16 +23,20 @@ from refusaldir.probes.behaviour import (
     BehaviourRow,
     ServedModel,
 )
+from refusaldir.probes.inspect.asked import (
+    Asked,
+    foreign_prompts,
+    own_prompt,
+    sent,
+    turns_of,
+)
 from refusaldir.probes.outcomes import JUDGE_ERROR, Judgement
 from refusaldir.probes.phrases import PhraseJudge
 from refusaldir.probes.plan import SamplingPlan
 from refusaldir.probes.refusal_tokens import RefusalTokens
 from refusaldir.probes.run import ProbeRun
-from refusaldir.prompts.fields import parse_turns
-from refusaldir.prompts.files import Row
-from refusaldir.prompts.rows import Reading, read_drafts
-from refusaldir.prompts.schema import Prompt, PromptSet
-from refusaldir.prompts.twins import resolve_twins
+from refusaldir.prompts.rows import Reading
+from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import content_hash
 
 if TYPE_CHECKING:
@@ -115,19 +119,6 @@ def read_inspect_run(
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Asked:
-    """What one sample asks.
-
-    Attributes:
-        prompt: The prompt; of an escalation the conversation up to this user turn.
-        turn: Number of the user turn of an escalation, else None.
-    """
-
-    prompt: Prompt
-    turn: int | None
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Opened:
     """A finished log."""
 
@@ -155,9 +146,9 @@ class _Opened:
         first = {sample.id: sample for sample in self.samples}
         own = all("prompt_id" in sample.metadata for sample in first.values())
         asked = (
-            {id_: _own(sample) for id_, sample in first.items()}
+            {id_: own_prompt(sample) for id_, sample in first.items()}
             if own and label is None and column_map is None
-            else _foreign(
+            else foreign_prompts(
                 self.log.eval.task, first.values(), Reading(label=label, columns=column_map)
             )
         )
@@ -171,7 +162,7 @@ class _Opened:
                 yield name, self._behaviour(chosen, asked, mode)
 
     def _behaviour(
-        self, samples: Sequence["EvalSample"], asked: Mapping[Any, _Asked], mode: str | None
+        self, samples: Sequence["EvalSample"], asked: Mapping[Any, Asked], mode: str | None
     ) -> Behaviour:
         judge, judgements = _judged(samples)
         rows = tuple(
@@ -208,7 +199,7 @@ class _Opened:
         )
         return Behaviour(provenance=provenance, refusal_tokens=tokens, rows=rows)
 
-    def _row(self, sample: "EvalSample", asked: _Asked, said: Judgement) -> BehaviourRow:
+    def _row(self, sample: "EvalSample", asked: Asked, said: Judgement) -> BehaviourRow:
         prompt, output = asked.prompt, sample.output
         n_tokens = None if output.usage is None else output.usage.output_tokens
         stopped = output.stop_reason if output.choices else "unknown"
@@ -225,7 +216,7 @@ class _Opened:
             domain=prompt.domain,
             twin_of=prompt.twin_of,
             prompt=prompt.text,
-            rendered_hash=content_hash(_sent(sample)),
+            rendered_hash=content_hash(sent(sample)),
             turn=asked.turn,
             temperature=self.plan.temperatures[0],
             seed=self.plan.seeds[0] if self.plan.temperatures[0] > 0 else 0,
@@ -307,71 +298,11 @@ def _plan(log: "EvalLog") -> tuple[SamplingPlan, tuple[str, ...]]:
     return plan, tuple(assumed)
 
 
-def _is_own(sample: "EvalSample") -> bool:
-    """Whether a sample is one of our own tasks'."""
-    from refusaldir.probes.inspect.samples import FIELDS, PROMPT_ID
-
-    return {PROMPT_ID, *FIELDS} <= set(sample.metadata)
-
-
-def _own(sample: "EvalSample") -> _Asked:
-    """The prompt of a sample of our own tasks."""
-    from refusaldir.probes.inspect.samples import FIELDS, PROMPT_ID, TURN
-
-    found = sample.metadata
-    fields = {name: found[name] for name in FIELDS}
-    turns = [turn.to_dict() for turn in _turns(sample)]
-    prompt = Prompt.from_dict({**fields, "id": found[PROMPT_ID], "turns": turns})
-    return _Asked(prompt=prompt, turn=found.get(TURN))
-
-
-def _foreign(task: str, samples: Iterable["EvalSample"], reading: Reading) -> dict[Any, _Asked]:
-    """The prompts of another task's samples, by the samples' ids."""
-    samples, rows = list(samples), []
-    for sample in samples:
-        data = {"id": str(sample.id), "turns": [turn.to_dict() for turn in _turns(sample)]}
-        if reading.columns is not None:
-            data |= {"target": sample.target, **sample.metadata}
-        rows.append(Row(where=f"sample {sample.id} of {task}", key=str(sample.id), data=data))
-    if reading.columns is not None:
-        columns = {"id": "id", "turns": "turns", **reading.columns}
-        reading = Reading(label=reading.label, columns=columns)
-    drafts = read_drafts(rows, reading)
-    resolve_twins(drafts)
-    return {
-        sample.id: _Asked(prompt=Prompt(**fields), turn=None)
-        for sample, (_, fields) in zip(samples, drafts, strict=True)
-    }
-
-
-def _turns(sample: "EvalSample") -> Any:
-    """The conversation that a sample's input is.
-
-    Raises:
-        PromptError: It holds messages that no prompt has, such as a tool's.
-    """
-    if isinstance(sample.input, str):
-        said = [{"role": "user", "content": sample.input}]
-    else:
-        said = [{"role": message.role, "content": message.text} for message in sample.input]
-    return parse_turns(said, f"sample {sample.id}")
-
-
-def _sent(sample: "EvalSample") -> list[dict[str, str]]:
-    """The messages that the model was sent before its first reply."""
-    sent = []
-    for message in sample.messages:
-        if message.role == "assistant" and message.source == "generate":
-            break
-        sent.append({"role": message.role, "content": message.text})
-    return sent
-
-
 def _system(samples: Sequence["EvalSample"]) -> str:
     """The system message that a solver put before every prompt, or ``"default"``."""
     found = set()
     for sample in samples:
-        first = _sent(sample)[:1]
+        first = sent(sample)[:1]
         given = isinstance(sample.input, list) and sample.input[0].role == "system"
         added = bool(first) and first[0]["role"] == "system" and not given
         found.add(first[0]["content"] if added else "default")
@@ -403,7 +334,7 @@ def _judged(samples: Sequence["EvalSample"]) -> tuple[str, list[Judgement]]:
     else:
         version = judge.version
         labels = {
-            at: judge(_turns(sample)[-1].content, sample.output.completion)
+            at: judge(turns_of(sample)[-1].content, sample.output.completion)
             for at, sample in enumerate(samples)
         }
     labels |= {at: Judgement(label=JUDGE_ERROR, evidence=why) for at, why in failed.items()}

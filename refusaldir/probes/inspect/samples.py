@@ -8,6 +8,7 @@ from inspect_ai.model import (
 )
 
 from refusaldir.probes.escalation import opening_turns
+from refusaldir.probes.inspect.asked import FIELDS, PROMPT_ID, TURN
 from refusaldir.probes.reply import Conversation
 from refusaldir.prompts.schema import PromptSet
 from refusaldir.records import content_hash
@@ -17,15 +18,6 @@ _MESSAGES = {
     "user": ChatMessageUser,
     "assistant": ChatMessageAssistant,
 }
-
-#: Key of a sample's metadata under which our tasks say which prompt it is, and key of the number
-#: of the user turn that is asked for.
-PROMPT_ID, TURN = "prompt_id", "turn"
-#: Fields of a prompt that a sample's metadata hold by their own names.
-FIELDS = (
-    *("intent_id", "label", "category", "severity", "framing", "domain"),
-    *("twin_of", "split"),
-)
 
 
 def dataset(prompts: PromptSet) -> MemoryDataset:
