@@ -126,6 +126,13 @@ def _notes(base: Behaviour, tuned: Behaviour, part: str) -> list[str]:
         notes.append(f"{part}no refusal score: the two models' refusal tokens differ")
     elif not base.refusal_tokens:
         notes.append(f"{part}no refusal score: {base.refusal_tokens.note or 'no refusal tokens'}")
+    rows = (*base.rows, *tuned.rows)
+    for judge in dict.fromkeys((*base.provenance.judges[1:], *tuned.provenance.judges[1:])):
+        labelled = sum(judge in row.others for row in rows)
+        if labelled < len(rows):
+            notes.append(
+                f"{part}{judge} labelled {labelled} of {len(rows)} responses and is left out"
+            )
     scorers = base.provenance.scorers, tuned.provenance.scorers
     for name in sorted(scorers[0].keys() & scorers[1].keys()):
         of_base, of_tuned = (of_arm[name] for of_arm in scorers)

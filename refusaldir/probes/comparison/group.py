@@ -137,11 +137,12 @@ def compare_group(
     )
     full = [pair.full_shares for pair in usable]
     majorities = [pair.majority for pair in usable]
-    n = len(usable)
+    gained, lost = (_chance(before, after), _chance(after, before)) if usable else (None, None)
+    effect = design_effect(before, after, intents, replies=replies) if several else 1.0
     return GroupComparison(
         name=name,
         n=len(pairs),
-        n_paired=n,
+        n_paired=len(usable),
         n_intents=len(set(intents)),
         base_rate=mean_share(before, clusters, level=settings.level),
         tuned_rate=mean_share(after, clusters, level=settings.level),
@@ -155,11 +156,13 @@ def compare_group(
         p_bh=None,
         equivalence=equivalence,
         equivalent=_inside(equivalence, settings.margin),
-        gained=sum(t * (1 - b) for b, t in zip(before, after, strict=True)) / n if n else None,
-        lost=sum(b * (1 - t) for b, t in zip(before, after, strict=True)) / n if n else None,
+        gained=gained,
+        lost=lost,
         flips_to_refusal=majorities.count((False, True)),
         flips_to_answer=majorities.count((True, False)),
-        detectable=_detectable(usable, before, after, replies, groups),
+        detectable=None
+        if gained is None or lost is None
+        else _detectable(usable, gained, lost, effect, groups),
         worst_case=_worst_case(pairs),
         base_labels=_labels([row for pair in pairs for row in pair.base], pairs),
         tuned_labels=_labels([row for pair in pairs for row in pair.tuned], pairs),
@@ -215,6 +218,11 @@ def mean_replies(pairs: Sequence[PairedPrompt]) -> float:
     return len(pairs) / sum(1 / pair.replies for pair in pairs)
 
 
+def _chance(first: Sequence[float], second: Sequence[float]) -> float:
+    """Mean chance that a reply of the second refuses and one of the first does not."""
+    return sum(b * (1 - a) for a, b in zip(first, second, strict=True)) / len(first)
+
+
 def _inside(interval: Estimate, margin: float) -> bool | None:
     if interval.lower is None or interval.upper is None:
         return None
@@ -222,29 +230,18 @@ def _inside(interval: Estimate, margin: float) -> bool | None:
 
 
 def _detectable(
-    pairs: Sequence[PairedPrompt],
-    before: Sequence[float],
-    after: Sequence[float],
-    replies: float,
-    groups: int,
+    pairs: Sequence[PairedPrompt], gained: float, lost: float, effect: float, groups: int
 ) -> float | None:
     """The worse is a fall of refusals of harmful prompts, a fall of answers to harmless ones."""
-    if not pairs:
-        return None
-    n = len(pairs)
-    rate = sum(before) / n
-    gained = sum(t * (1 - b) for b, t in zip(before, after, strict=True)) / n
-    lost = sum(b * (1 - t) for b, t in zip(before, after, strict=True)) / n
-    intents = [pair.prompt.intent_id for pair in pairs]
-    effect = (
-        design_effect(before, after, intents, replies=replies)
-        if replies > 1 or len(set(intents)) < n
-        else 1.0
-    )
+    rate = sum(pair.shares[0] for pair in pairs) / len(pairs)
     at = rate if pairs[0].prompt.harmful else 1 - rate
-    flips = min(2 * min(gained, lost), 2 * min(at, 1 - at))
-    power = RefusalPower(base_rate=at, flips=flips, design_effect=effect, level=1 - ALPHA / groups)
-    return power.least(n)
+    power = RefusalPower(
+        base_rate=at,
+        flips=min(2 * min(gained, lost), 2 * min(at, 1 - at)),
+        design_effect=effect,
+        level=1 - ALPHA / groups,
+    )
+    return power.least(len(pairs))
 
 
 def _worst_case(pairs: Sequence[PairedPrompt]) -> tuple[float, float]:

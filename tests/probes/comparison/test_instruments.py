@@ -47,7 +47,9 @@ def test_mixed_signs_are_named():
 def test_a_judge_that_labelled_one_arm_alone_is_left_out():
     base = arm("FC", others={"b-1": "FC"})
     tuned = arm("FC", name="tuned", judges=("phrases-1",))
-    found = compare_runs(base, tuned).axis("refusal").instruments
+    got = compare_runs(base, tuned)
+    found = got.axis("refusal").instruments
+    assert "b-1 labelled 2 of 4 responses and is left out" in got.notes
     assert [one.name for one in found.instruments] == ["phrases-1"]
     assert found.disagreement is None
 
