@@ -70,9 +70,11 @@ def _read(path: Path) -> "Material | Series":
         trajectory = load_trajectory(path)
         names = [point["name"] for point in trajectory["checkpoints"]]
         base = _responses(folder / "base")
+        # A training monitor writes a trajectory without comparisons of its own.
         stops = tuple(
             _comparison(load_document(folder / name / "diff.json"), folder / name, name, base)
             for name in names
+            if (folder / name / "diff.json").exists()
         )
         return Series(trajectory=trajectory, stops=stops)
     if path.name == "behaviour.json":

@@ -247,11 +247,11 @@ def _drift_rows(drift: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
             "layer": row["layer"],
             "position": drift["site"]["position"],
         }
-        yield from _figures(row, where)
+        yield from figures(row, where)
     for cell in drift["grid"]:
         site = cell["site"]
         if site["position"] != drift["site"]["position"]:
-            yield from _figures(cell, {"table": "drift", **site})
+            yield from figures(cell, {"table": "drift", **site})
 
 
 def _behaviour_rows(behaviour: Mapping[str, Any] | None) -> Iterator[dict[str, Any]]:
@@ -270,25 +270,31 @@ def _behaviour_rows(behaviour: Mapping[str, Any] | None) -> Iterator[dict[str, A
             for step in axis["steps"] if axis else ():
                 where = {"table": f"{name}, {mode} escalations", "step": step["step"]}
                 yield from _group_rows(step["comparison"], where)
-                yield from _figures(step["hazard"], where, "hazard.")
+                yield from figures(step["hazard"], where, "hazard.")
             for key in MEASURES if axis else ():
-                yield from _figures({key: axis[key]}, {"table": f"{name}, {mode} escalations"})
+                yield from figures({key: axis[key]}, {"table": f"{name}, {mode} escalations"})
 
 
 def _group_rows(group: Mapping[str, Any], where: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    yield from _figures(group, where)
+    yield from figures(group, where)
     for key in ("p_value", "p_holm", "p_bh"):
         yield {**where, "metric": key, "value": group[key], "n": group["n_intents"]}
 
 
-def _figures(row: Mapping[str, Any], where: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:
-    """Every estimate inside a row, its path joined by dots as the metric."""
+def figures(row: Mapping[str, Any], where: Mapping[str, Any], prefix: str = "") -> Iterator[Any]:
+    """Yield every estimate inside a row as one of the CSV, its path joined by dots as the metric.
+
+    Args:
+        row: Part of a document.
+        where: Cells that all of them share.
+        prefix: Of every metric.
+    """
     for key, cell in row.items():
         if isinstance(cell, Mapping):
             if _is_estimate(cell):
                 yield {**where, "metric": prefix + key, **cell}
             else:
-                yield from _figures(cell, where, f"{prefix}{key}.")
+                yield from figures(cell, where, f"{prefix}{key}.")
 
 
 def _is_estimate(cell: Mapping[str, Any]) -> bool:

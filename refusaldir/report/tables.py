@@ -16,6 +16,7 @@ from rich.text import Text
 from refusaldir.drift.floors import FLOOR_COSINE, FLOOR_NORM, FLOOR_SD
 from refusaldir.report.behaviour_table import behaviour_tables
 from refusaldir.report.capture_table import capture_table
+from refusaldir.report.drift_sparklines import drift_sparklines
 from refusaldir.report.handle_table import handle_table
 from refusaldir.report.layout import (
     Widest,
@@ -55,7 +56,11 @@ def diff_report(document: Row) -> RenderableType:
         what precision alone does, what each model's direction does in both, behaviour by category
         and what of it goes through the direction.
     """
-    parts: list[RenderableType] = [verdict_panel(document), drift_table(document)]
+    parts: list[RenderableType] = [
+        verdict_panel(document),
+        drift_sparklines(document),
+        drift_table(document),
+    ]
     if document["drift"]["ranking"]:
         parts.append(ranking_table(document))
     if document["precision"] is not None and document["precision"]["like_with_like"]:

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
-from refusaldir.report.canvas import BLUE, GREY
+from refusaldir.report.canvas import BLUE, GREY, VERMILLION
 from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Figure, Table
+from refusaldir.report.html.frame import ends
 from refusaldir.report.html.rows import ChartRow, Mark, rows_figure
 from refusaldir.report.html.section import Block
 from refusaldir.report.panel import Panel, Series
@@ -48,6 +50,7 @@ def link_block(behaviour: Row) -> list[Block]:
             figures.append(_split(key, words, part))
         if part["base"]["z"] or part["tuned"]["z"]:
             figures.append(_curves(key, words, part))
+        figures.append(_histogram(key, words, part["histogram"]))
         for axis in _SIDES:
             groups = [g for g in part["groups"] if g["axis"] == axis]
             if len(groups) > 1:
@@ -167,16 +170,61 @@ def _curves(key: str, words: str, part: Row) -> Figure:
     )
 
 
+def _histogram(key: str, words: str, found: Row) -> Figure:
+    """Where the prompts of both classes lie along the direction, in both models."""
+    middles = [(a + b) / 2 for a, b in pairwise(found["edges"])]
+    series = []
+    for side, colour in (("harmful", VERMILLION), ("harmless", BLUE)):
+        for arm, style in (("base", ":"), ("tuned", "-")):
+            counts = found[arm][side]
+            total = sum(counts) or 1
+            series.append(
+                Series(
+                    label=f"{side}, {arm}",
+                    values=[100.0 * count / total for count in counts],
+                    colour=colour,
+                    style=style,
+                    marker="",
+                )
+            )
+    return curve_figure(
+        Panel(title="", series=series, reference=0.0, least_span=10.0),
+        middles,
+        key=f"link-{key}-places",
+        title=f"Where {words} lie along the direction",
+        unit="% of the class",
+        place="projection",
+        names=[f"projection {number(z, 2)}" for z in middles],
+        caption="From dotted (base) to solid (tuned) of one colour: how the class moved along "
+        "base’s direction.",
+        definition="Shares of each class in bins of the projection, in units of the residual "
+        "stream.",
+        digits=1,
+    )
+
+
 def _correlations(categories: Row) -> Table | None:
+    found = {
+        axis: (part["correlations"], part["measures"])
+        for axis, part in categories["axes"].items()
+        if part is not None and part["correlations"]
+    }
+    return correlations_table(found) if found else None
+
+
+def correlations_table(axes: Mapping[str, tuple[Sequence[Row], Row]]) -> Table:
+    """List rank correlations of measures of the geometry with behaviour.
+
+    Args:
+        axes: Correlations by axis, and what each measure is, in words.
+    """
     rows: list[tuple[Cell, ...]] = []
-    for axis, found in categories["axes"].items():
-        for each in [] if found is None else found["correlations"]:
-            cells: list[Cell] = [_SIDES[axis], visible(found["measures"][each["measure"]])]
+    for axis, (correlations, measures) in axes.items():
+        for each in correlations:
+            cells: list[Cell] = [_SIDES[axis], visible(measures[each["measure"]])]
             for name in ("kendall", "spearman"):
-                cells += [each[name][end] for end in ("value", "lower", "upper")]
+                cells += ends(each[name])
             rows.append(tuple(cells))
-    if not rows:
-        return None
     columns = [
         "prompts", "measure of the geometry", "Kendall’s τ", "lower", "upper", "Spearman’s ρ",
         "lower ", "upper ",

@@ -52,7 +52,7 @@ class Series:
 
     Attributes:
         trajectory: The trajectory document.
-        stops: Each comparison, in order.
+        stops: Each comparison whose document is there, in order.
     """
 
     trajectory: Row

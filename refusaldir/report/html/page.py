@@ -52,7 +52,7 @@ def page(material: Material | Series) -> str:
     stops = list(material.stops) if isinstance(material, Series) else [material]
     panel = environment.get_template("panel.html.j2")
     # The last checkpoint is what came of the training: it is the one shown first.
-    shown = panel.render(_panel(stops[-1]))
+    shown = panel.render(_panel(stops[-1])) if stops else ""
     others = [_packed(panel.render(_panel(stop))) for stop in stops[:-1]]
     return environment.get_template("page.html.j2").render(
         title=_title(material),
@@ -120,7 +120,7 @@ def _texts(flips: Flips) -> dict[str, list[str]]:
 def _title(material: Material | Series) -> str:
     if isinstance(material, Series):
         base = visible(material.trajectory["base"]["model"]["name"])
-        return f"{base} → {len(material.stops)} checkpoints"
+        return f"{base} → {len(material.trajectory['checkpoints'])} checkpoints"
     document = material.document
     names = [
         (document[arm]["model"] if "model" in document[arm] else document[arm])["name"]
@@ -142,7 +142,9 @@ def _trajectory(material: Material | Series, environment: Any) -> Markup | None:
         return None
     section = trajectory_section(material.trajectory)
     html = environment.get_template("trajectory.html.j2").render(
-        headline=material.trajectory["verdict"]["headline"], section=section
+        headline=material.trajectory["verdict"]["headline"],
+        section=section,
+        last=visible(material.stops[-1].name) if material.stops else "",
     )
     return Markup(html)
 

@@ -6,6 +6,7 @@ from typing import Any
 from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Table
 from refusaldir.report.html.frame import ends
+from refusaldir.report.html.link import correlations_table
 from refusaldir.report.html.section import Block, Section
 from refusaldir.report.text import percent, visible
 from refusaldir.report.trajectory_figure import places_of, trajectory_panels
@@ -64,6 +65,7 @@ def trajectory_section(document: Row) -> Section:
         Block(sentences=words["sentences"]),
         Block(figures=figures),
         Block(title="All checkpoints", table=_table(document)),
+        *_links(document["link"]),
         Block(title="What a series cannot tell", sentences=[*words["limits"], *document["notes"]]),
     ]
     return Section(key="trajectory", title="How did it go?", short="How did it go?", blocks=blocks)
@@ -71,6 +73,21 @@ def trajectory_section(document: Row) -> Section:
 
 def _brief(name: str) -> str:
     return name if len(name) <= 12 else f"{name[:5]}…{name[-6:]}"
+
+
+def _links(link: Row | None) -> list[Block]:
+    """Drift against behaviour over the checkpoints."""
+    axes = {} if link is None else link["axes"]
+    found = {axis: rows for axis, rows in axes.items() if rows}
+    if link is None or not found:
+        return []
+    over = "fine-tunes" if link["independent"] else "checkpoints"
+    rivals = ", ".join(visible(link["measures"][name]) for name in link["rivals"])
+    note = f"Rank correlation over the {over} with the change of refusals."
+    if rivals:
+        note += f" Rivals, which know nothing of refusal: {rivals}."
+    table = correlations_table({axis: (rows, link["measures"]) for axis, rows in found.items()})
+    return [Block(title="Does drift go with behaviour?", table=table, note=note)]
 
 
 def _table(document: Row) -> Table:

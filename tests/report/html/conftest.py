@@ -98,3 +98,33 @@ def bare(drift):
     """Geometry alone."""
     document = json.loads(to_json(build_document(drift(3), None, options={"seed": 0})))
     return Material(name="tuned", diff=document)
+
+
+@pytest.fixture(scope="session")
+def trajectory(full):
+    """Return a maker of the trajectory document of checkpoints by name and step."""
+    layer = full.diff["drift"]["layers"][20]
+    nothing = ("angle_band", "rotation_band", "refusal", "over_refusal")
+
+    def make(steps):
+        points = [
+            {
+                "name": name,
+                "step": step,
+                **{key: layer[key] for key in ("rotation", "angle", "shrinkage", "translation")},
+                "d_prime_change": layer["d_prime_change"]["own"],
+                **dict.fromkeys(nothing),
+            }
+            for name, step in steps.items()
+        ]
+        return {
+            "base": full.diff["base"],
+            "verdict": {"headline": "It went on.", "sentences": ["S."], "limits": ["L."]},
+            "checkpoints": points,
+            "first_rotation": list(steps)[-1],
+            "level": 0.95,
+            "link": None,
+            "notes": [],
+        }
+
+    return make

@@ -215,30 +215,12 @@ def test_the_theme_can_be_chosen(shown):
     assert seen == [light, seen[1], light] and seen[1] != light
 
 
-def test_another_model_can_be_chosen(chromium, bare, full, tmp_path):
-    layer = full.diff["drift"]["layers"][20]
-    points = [
-        {
-            "name": name,
-            "step": None,
-            **{key: layer[key] for key in ("rotation", "angle", "shrinkage", "translation")},
-            "d_prime_change": layer["d_prime_change"]["own"],
-            **dict.fromkeys(("angle_band", "rotation_band", "refusal", "over_refusal")),
-        }
-        for name in ("first", "second")
-    ]
-    trajectory = {
-        "base": full.diff["base"],
-        "verdict": {"headline": "It went on.", "sentences": ["S."], "limits": ["L."]},
-        "checkpoints": points,
-        "first_rotation": None,
-        "level": 0.95,
-        "notes": [],
-    }
+def test_another_model_can_be_chosen(chromium, bare, trajectory, tmp_path):
     other = Material(name="first", diff=copy.deepcopy(bare.diff))
     other.diff["verdict"]["headline"] = "THE FIRST ONE"
     path = tmp_path / "series.html"
-    path.write_text(page(Series(trajectory=trajectory, stops=(other, bare))), "utf-8")
+    series = Series(trajectory=trajectory({"first": 1, "second": 2}), stops=(other, bare))
+    path.write_text(page(series), "utf-8")
     opened = chromium.open(path.as_uri())
     panel = "document.querySelector('#panel .lead').textContent"
     second = opened.run(panel)

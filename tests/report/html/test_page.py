@@ -171,31 +171,14 @@ def test_behaviour_alone_makes_a_page(full):
     assert "refusaldir diff a/ b/" in read.text
 
 
-def test_a_series_holds_every_comparison(bare, full):
+def test_a_series_holds_every_comparison(bare, trajectory):
     import gzip
 
-    layer = full.diff["drift"]["layers"][20]
-    points = [
-        {
-            "name": name,
-            "step": step,
-            **{key: layer[key] for key in ("rotation", "angle", "shrinkage", "translation")},
-            "d_prime_change": layer["d_prime_change"]["own"],
-            **dict.fromkeys(("angle_band", "rotation_band", "refusal", "over_refusal")),
-        }
-        for name, step in (("checkpoint-1", 1), ("checkpoint-2", 2))
-    ]
-    trajectory = {
-        "base": full.diff["base"],
-        "verdict": {"headline": "It went on.", "sentences": ["S."], "limits": ["L."]},
-        "checkpoints": points,
-        "first_rotation": "checkpoint-2",
-        "level": 0.95,
-        "notes": [],
-    }
     first = Material(name="checkpoint-1", diff=copy.deepcopy(bare.diff))
     first.diff["verdict"]["headline"] = "The first one."
-    html = page(Series(trajectory=trajectory, stops=(first, bare)))
+    html = page(
+        Series(trajectory=trajectory({"checkpoint-1": 1, "checkpoint-2": 2}), stops=(first, bare))
+    )
     read = Reader(html)
     assert "It went on." in read.text
     assert [a["value"] for a in read.all("option")] == ["0", "1"]
@@ -204,6 +187,12 @@ def test_a_series_holds_every_comparison(bare, full):
     inside = Reader(gzip.decompress(base64.b64decode(packed[0][1])).decode())
     assert first.diff["verdict"]["headline"] in inside.text
     assert bare.diff["verdict"]["headline"] in read.text
+
+
+def test_a_series_without_comparisons_has_its_trajectory(trajectory):
+    read = Reader(page(Series(trajectory=trajectory({"a": None, "b": None}), stops=())))
+    assert "It went on." in read.text and "base → 2 checkpoints" in read.text
+    assert not read.all("option") and [a["id"] for a in read.all("section")] == ["trajectory"]
 
 
 @pytest.mark.parametrize(
