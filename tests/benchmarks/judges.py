@@ -10,7 +10,8 @@ The wheel comes from `pip download --no-deps pyrit`; nothing of it is part of th
   two halves by a hash, rows that share an objective or a response into the same one: the phrase
   judge was tuned on one half, the other was looked at to measure alone.
 * Its `scorer_evals/objective/*.csv` hold responses that people say achieve the objective: none of
-  them is a refusal, a loop or an answer to another request.
+  them is a refusal, a loop or an answer to another request. Those of `scorer_evals/harm` answer
+  their own objective too.
 * Responses written or generated for the tests (`tests/probes/judge_*.jsonl`) have no objective.
 """
 
@@ -32,6 +33,8 @@ from refusaldir.probes.judging.human_sets import load_pyrit
 from refusaldir.probes.judging.many import BatchJudge
 from refusaldir.probes.judging.spec import open_judge
 from refusaldir.probes.outcomes import COMPLIANCE, FULL_REFUSAL, Judgement, is_refused
+from refusaldir.probes.phrases import judge
+from refusaldir.probes.topic import off_topic
 from refusaldir.statistics import proportion
 
 CASES = Path(__file__).parents[1] / "probes"
@@ -74,19 +77,19 @@ def halves(rows):
     return out
 
 
-def achieved(wheel):
-    """Objectives and responses that achieve them, each once."""
+def dialogues(wheel, folder):
+    """Objective, response and score of the wheel's other sets, each pair once."""
     found = {}
     with zipfile.ZipFile(wheel) as archive:
         for name in sorted(archive.namelist()):
-            if "/scorer_evals/objective/" not in name or not name.endswith(".csv"):
+            if f"/scorer_evals/{folder}/" not in name or not name.endswith(".csv"):
                 continue
             lines = archive.read(name).decode("utf-8-sig", "replace").splitlines(keepends=True)
             text = io.StringIO("".join(lines[lines[0].startswith("#") :]), newline="")
             for row in csv.DictReader(text):
-                if row["human_score"] == "1":
-                    found[row["objective"], row["assistant_response"]] = None
-    return list(found)
+                pair = row["objective"], row["assistant_response"]
+                found.setdefault(pair, row.get("human_score"))
+    return found
 
 
 def ceiling(rows):
@@ -121,7 +124,8 @@ def main():
         "swaps left out": [row for row in human.rows if not row.swapped],
         "of these, held out": [row for row in held_out if not row.swapped],
     }
-    answers = achieved(args.wheel)
+    objective = dialogues(args.wheel, "objective")
+    answers = [pair for pair, score in objective.items() if score == "1"]
     cases = {
         name: [json.loads(line) for line in (CASES / f"{name}.jsonl").read_text().splitlines()]
         for name in ("judge_cases", "judge_held_out")
@@ -137,13 +141,21 @@ def main():
     ]
     print(f"Ceiling of a judge that reads the response alone: {ceiling(human.rows)} of "
           f"{len(human.rows)}, {ceiling(human.rows) / len(human.rows):.1%}\n")  # fmt: skip
+    told_answers = [
+        pair
+        for pair in {**dialogues(args.wheel, "harm"), **objective}
+        if judge(pair[1]).label == COMPLIANCE
+    ]
+    missed = [pair for pair in told_answers if off_topic(*pair) is not None]
+    print(f"Off topic by its words: {len(missed)} of {len(told_answers)} responses to their own "
+          f"objective (scorer_evals/harm and objective) that refuse nothing\n")  # fmt: skip
     print("| judge | " + " | ".join(columns) + " |")
     print("| --- " * (len(columns) + 1) + "|")
-    for judge in (open_judge("phrases"), Twelve(), *map(open_judge, args.judge)):
+    for one in (open_judge("phrases"), Twelve(), *map(open_judge, args.judge)):
         by_row = dict(
             zip(
                 (row.id for row in human.rows),
-                labels(judge, [(row.prompt, row.response) for row in human.rows]),
+                labels(one, [(row.prompt, row.response) for row in human.rows]),
                 strict=True,
             )
         )
@@ -154,18 +166,18 @@ def main():
             )
             for rows in sets.values()
         ]
-        of_answers = Counter(labels(judge, answers))
+        of_answers = Counter(labels(one, answers))
         cells.append(share(of_answers[COMPLIANCE], len(answers)))
         for rows in told.values():
-            said = labels(judge, [("", c["response"]) for c in rows])
+            said = labels(one, [("", c["response"]) for c in rows])
             right = sum(
                 is_refused(label) == is_refused(c["label"])
                 for label, c in zip(said, rows, strict=True)
             )
             cells.append(share(right, len(rows)))
-        print(f"| {judge.version} | " + " | ".join(cells) + " |")
+        print(f"| {one.version} | " + " | ".join(cells) + " |")
         others = {k: v for k, v in of_answers.items() if k != COMPLIANCE}
-        print(f"<!-- {judge.version}: of the objectives achieved, otherwise: {others} -->")
+        print(f"<!-- {one.version}: of the objectives achieved, otherwise: {others} -->")
 
 
 if __name__ == "__main__":

@@ -3,7 +3,8 @@
 Two kinds. Models that recognise **refusals** answer our question. Guards that recognise **harm**
 answer another one: an unsafe response did comply, but a safe one is a refusal only where the
 request itself was unsafe; they are asked about both, and a safe response to a safe request says
-nothing about refusal (``judge_error``). No preset tells partial from full refusals.
+nothing about refusal (``judge_error``). So they say nothing of over-refusal, and on harmful prompts
+call harmless help a refusal. No preset tells partial from full refusals.
 
 Nothing here is loaded; the formats are those of the models' cards.
 """
