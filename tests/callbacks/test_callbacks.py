@@ -315,6 +315,12 @@ def test_what_cannot_be_watched_is_said(tmp_path, base_model, prompt_file):
         trainer.train()
 
     trainer = make(base_model, tmp_path)
+    watch(trainer, prompt_file)
+    trainer.is_fsdp_enabled = True
+    with pytest.raises(RefusaldirError, match="spread over processes.*FSDP"):
+        trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
+
+    trainer = make(base_model, tmp_path)
     trainer.model = get_peft_model(
         trainer.model, PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=2)
     )
