@@ -1,6 +1,10 @@
 """A command line run as the shell would, for every command."""
 
+import shutil
+import json
+import shutil
 import sys
+from pathlib import Path
 
 import pytest
 from refusaldir.cli import main as cli
@@ -45,10 +49,40 @@ def run(monkeypatch, capsys, tmp_path):
     return go
 
 
-@pytest.fixture
-def captured(run, base_model, tuned_model, prompt_file):
-    """Run a command line in a directory that holds captures of base and tuned."""
+@pytest.fixture(scope="session")
+def captures(base_model, tuned_model, prompt_file, tmp_path_factory):
+    """Captures of base and tuned, made once; not to be written to."""
+    import refusaldir as rd
+
+    folder = tmp_path_factory.mktemp("captures")
     for name, model in (("base", base_model), ("tuned", tuned_model)):
-        done = run("extract", model, "-p", prompt_file, "--out", f"{name}.h5", "--device", "cpu")
-        assert done.code == 0, done.err
+        options = rd.LoadOptions(device="cpu")
+        rd.extract(str(model), prompts=prompt_file, out=folder / f"{name}.h5", options=options)
+    return folder
+
+
+@pytest.fixture
+def captured(run, captures, tmp_path):
+    """Run a command line in a directory that holds captures of base and tuned."""
+    for name in ("base.h5", "tuned.h5"):
+        shutil.copy(captures / name, tmp_path / name)
     return run
+
+
+@pytest.fixture(scope="session")
+def long_model(tmp_path_factory, base_model) -> Path:
+    """The base with room for a conversation."""
+    return lengthened(base_model, tmp_path_factory.mktemp("long") / "base")
+
+
+@pytest.fixture(scope="session")
+def tuned_long_model(tmp_path_factory, tuned_model) -> Path:
+    """The tuned model with room for a conversation."""
+    return lengthened(tuned_model, tmp_path_factory.mktemp("long") / "tuned")
+
+
+def lengthened(model: Path, folder: Path) -> Path:
+    shutil.copytree(model, folder)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
+    return folder
