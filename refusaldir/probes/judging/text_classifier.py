@@ -56,7 +56,7 @@ class TextClassifier:
         Args:
             name: Repository on the Hub, or folder.
             revision: Branch, tag or commit of the repository.
-            options: Dtype and device.
+            options: Device; it computes in float32.
 
         Raises:
             ModelSpecError: It does not exist or cannot be reached.
