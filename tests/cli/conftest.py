@@ -1,6 +1,5 @@
 """A command line run as the shell would, for every command."""
 
-import shutil
 import json
 import shutil
 import sys

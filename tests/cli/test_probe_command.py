@@ -3,7 +3,6 @@
 import json
 import os
 import resource
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -111,16 +110,6 @@ def test_escalations(run, long_model):
     assert done.code == 2 and "escalations-frozen.jsonl" in done.sentence
     assert run(*fewer, "--force").code == 0
     assert not Path("r/escalations-frozen.jsonl").exists()
-
-
-@pytest.fixture(scope="module")
-def long_model(tmp_path_factory, base_model):
-    """The tiny model with room for a conversation."""
-    folder = tmp_path_factory.mktemp("long") / "model"
-    shutil.copytree(base_model, folder)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 4096}))
-    return folder
 
 
 def test_a_direction_is_projected_on(probed, run, base_model, prompt_file):
