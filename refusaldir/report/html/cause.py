@@ -43,7 +43,11 @@ def cause_section(document: Row | None, selection: Row | None) -> Section | None
         blocks.append(
             Block(
                 title="How it was selected in base",
-                sentences=sentences(selection),
+                sentences=[
+                    text
+                    for text in sentences(selection)
+                    if text not in document["verdict"]["causality"]
+                ],
                 figures=[_heat(selection)],
                 table=_candidates(selection),
                 note="The best candidates; empty cells were not measured, since they could not "

@@ -12,7 +12,7 @@ from refusaldir.report.html.frame import ends
 from refusaldir.report.html.rows import ChartRow, Mark, rows_figure
 from refusaldir.report.html.section import Block, Section
 from refusaldir.report.layout import estimate
-from refusaldir.report.panel import Panel, Series
+from refusaldir.report.panel import Panel, Series, limits
 from refusaldir.report.text import number, percent, visible
 
 Row = Mapping[str, Any]
@@ -93,15 +93,18 @@ def _halves(rows: list[Row], nulls: Row, layers: list[int], mark: int) -> Figure
                 marker="",
             )
         )
+    own = Panel(title="", series=[series[0], *series[2:]], reference=1.0, least_span=0.05)
     return curve_figure(
         Panel(title="", series=series, reference=1.0, least_span=0.05),
         layers,
         key="halves",
+        # Where a direction is lost in noise its halves have any cosine: they do not set the scale.
+        span=limits(own),
         title="Rotation beside rulers",
         unit="corrected cosine",
         place="layer",
         caption="Refusal’s direction turned more than sampling and prompt length explain where "
-        "blue lies below the others.",
+        "blue lies below the others; what leaves the panel is cut.",
         definition="Two halves: base’s directions from disjoint halves of the intents, 95 % of the "
         "draws. Prompt length: the direction from short to long prompts, from base to tuned.",
         mark=mark,

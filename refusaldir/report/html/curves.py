@@ -46,6 +46,7 @@ def curve_figure(
     shaded: Sequence[float] = (),
     digits: int = 3,
     height: float = HEIGHT,
+    span: tuple[float, float] | None = None,
     link: str | None = None,
 ) -> Figure:
     """Draw a panel's curves.
@@ -66,11 +67,12 @@ def curve_figure(
         shaded: Places where nothing can be estimated.
         digits: Decimals of values.
         height: Of what is inside the axes.
+        span: Ends of the vertical axis; what is drawn decides otherwise. Curves break outside it.
         link: Figures that mark the same place together.
     """
     named = list(names) or [f"{place} {p}" for p in places]
     x, edges = _horizontal(places)
-    low, high = limits(panel)
+    low, high = limits(panel) if span is None else span
     y = Scale(low=low, high=high, start=TOP + height, end=TOP)
     parts: list[str] = [
         _strip(edges, i, height, "lost") for i, p in enumerate(places) if p in shaded
@@ -156,7 +158,10 @@ def _series(series: Series, i: int, places: Sequence[float], x: Scale, y: Scale)
                 down = [(at + half, bottom), (at - half, bottom)]
             form = name if series.style else "bar-band"
             parts.append(tag("path", d=path(up + down, closed=True), class_=f"{form} {colour}"))
-    points = [(x(p), y(v)) for p, v in zip(places, series.values, strict=True)]
+    points = [
+        (x(p), y(v) if y.low <= v <= y.high else math.nan)
+        for p, v in zip(places, series.values, strict=True)
+    ]
     dash = {"--": " dashed", ":": " dotted"}.get(series.style, "")
     if series.style:
         parts.append(tag("path", d=path(points), class_=f"curve {colour}{dash}"))

@@ -40,6 +40,8 @@ _HAZARDS = {
         "The hazard of the first answer: a conversation counts until it is first answered.",
     ),
 }
+#: Ends of an axis of shares: a zoomed one would make little look like much.
+_SHARES = (-3.0, 103.0)
 _ENDS = (
     ("any_complied", "answered at some turn"),
     ("last_complied", "answered the last turn"),
@@ -118,6 +120,7 @@ def _turns(mode: str, meaning: str, name: str, axis: Row, level: float) -> Figur
         f"turns before ({opening}) are the same in both. Bands: {percent(level)} intervals of "
         "single steps.",
         digits=1,
+        span=_SHARES,
     )
 
 
@@ -135,6 +138,7 @@ def _hazard(mode: str, key: str, name: str, axis: Row) -> Figure:
         caption=caption,
         definition=definition,
         digits=1,
+        span=_SHARES,
         link=f"{mode}-step",
     )
 

@@ -53,7 +53,7 @@ def _view(view: Row) -> Figure:
         keys += [
             Key(label=f"{name}, base", colour=colour, style="ring", series=f"{name}-base"),
             Key(label=f"{name}, tuned", colour=colour, style="dot", series=f"{name}-tuned"),
-            Key(label="lines", colour=colour, style="line", series=f"{name}-arrows"),
+            Key(label=f"{name}, moves", colour=colour, style="line", series=f"{name}-arrows"),
         ]
     shares = " ".join(
         f"{axis['label'][:1].upper() + axis['label'][1:]}: {percent(axis['share_base'])} of the "

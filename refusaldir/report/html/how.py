@@ -13,8 +13,10 @@ from refusaldir.report.text import number, visible
 
 Row = Mapping[str, Any]
 
-#: Settings that are arguments, not options; and those that say what was made of others.
+#: Settings that are arguments, not options.
 _ARGUMENTS = ("base", "tuned")
+#: Names of options that are not those of the settings.
+_FLAGS = {"refusal_tokens": "refusal_token", "judges": "judge", "temperatures": "temperature"}
 
 
 def how_section(material: Material) -> Section:
@@ -66,15 +68,22 @@ def command(options: Row, name: str) -> str:
         many = value if isinstance(value, list | tuple) else [value]
         words += [key.upper() if each is None else str(each) for each in many]
     for key, value in options.items():
-        if key not in _ARGUMENTS:
+        # The held-out prompts of the comparison are what is asked by default.
+        held_out = key == "battery" and value == options.get("prompts")
+        if key not in _ARGUMENTS and not held_out:
             words += _option(key, value)
     return shlex.join(visible(word) for word in words)
 
 
 def _option(key: str, value: Any) -> list[str]:
-    flag = "--" + key.replace("_", "-")
+    """Words of one setting."""
+    flag = "--" + _FLAGS.get(key, key).replace("_", "-")
     if key in ("behaviour", "select"):
         return [flag, value if isinstance(value, str) else "on" if value else "off"]
+    if key == "escalations":
+        return [flag, "both" if len(value) > 1 else value[0]] if value else []
+    if key in ("temperatures", "seeds"):
+        return [flag, ",".join(f"{each:g}" for each in value)]
     if key == "thinking":
         return [] if value is None else ["--thinking" if value else "--no-thinking"]
     if value is None or value is False or value == [] or isinstance(value, Mapping):
@@ -82,9 +91,9 @@ def _option(key: str, value: Any) -> list[str]:
     if value is True:
         return [flag]
     if isinstance(value, list | tuple):
-        name = {"--refusal-tokens": "--refusal-token", "--judges": "--judge"}.get(flag, flag)
-        return [word for each in value for word in (name, str(each))]
-    return [flag, str(value)]
+        return [word for each in value for word in (flag, str(each))]
+    # What begins like an option would be taken for one.
+    return [f"{flag}={value}"] if str(value).startswith("-") else [flag, str(value)]
 
 
 def _models(document: Row) -> Table:

@@ -208,6 +208,17 @@ def test_a_series_without_comparisons_has_its_trajectory(trajectory):
             "refusaldir diff a b --refusal-token I --refusal-token Sorry --no-thinking "
             "--follow-nearest",
         ),
+        (
+            {"base": "a", "tuned": "b", "prompts": "contrast", "positions": "-2,-1",
+             "battery": "contrast", "temperatures": [0.0, 0.7], "seeds": [0, 1], "samples": 5,
+             "escalations": ["frozen", "live"], "judges": ["phrases", "first-token"]},
+            "refusaldir diff a b --prompts contrast --positions=-2,-1 --temperature 0,0.7 "
+            "--seeds 0,1 --samples 5 --escalations both --judge phrases --judge first-token",
+        ),
+        (
+            {"base": "a", "tuned": "b", "battery": "battery", "escalations": ["live"]},
+            "refusaldir diff a b --battery battery --escalations live",
+        ),
         ({}, "refusaldir diff BASE TUNED"),
     ],
 )  # fmt: skip
