@@ -56,13 +56,15 @@ class Pair:
         make_tokenizer().save_pretrained(folder)
 
 
-def make_base(name: str, *, seed: int = 0):
+def make_base(name: str = "llama", *, config=None, seed: int = 0, spread: float = 0.1):
+    """A random model; ``spread`` is that of biases and gains, which start as constants."""
     torch.manual_seed(seed)
-    hf = AutoModelForCausalLM.from_config(deepcopy(ARCHITECTURES[name]), dtype=torch.float32).eval()
+    config = deepcopy(ARCHITECTURES[name] if config is None else config)
+    hf = AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
     with torch.no_grad():
-        for parameter in hf.parameters():  # biases and gains start as constants
+        for parameter in hf.parameters():
             if parameter.ndim == 1:
-                parameter.add_(0.1 * torch.randn_like(parameter))
+                parameter.add_(spread * torch.randn_like(parameter))
     return hf
 
 
