@@ -161,25 +161,28 @@ def _cell(cell: Row | None, *, wide: bool) -> list[str]:
 
 def _judges(axes: Row) -> RenderableType:
     """What each judge makes of the same replies."""
-    layout = table()
-    layout.add_column("judge", overflow="fold", min_width=10, max_width=34)
-    for name in axes:
-        add_numbers(layout, f"{_SIDES[name]} %")
-        add_numbers(layout, "unjudged")
     first = next(iter(axes.values()))
-    doubtful = False
-    for place, judge in enumerate(first["judges"]):
-        texts = []
-        for axis in axes.values():
-            cell = axis["judges"][place]
-            texts += [estimate(cell["rate"], 1, scale=100.0), str(cell["n_unusable"])]
-        doubtful |= not judge["authoritative"]
-        mark = "" if judge["authoritative"] else " °"
-        layout.add_row(Text(visible(judge["judge"]) + mark), *map(Text, texts))
+    tables = []
+    for wide in (True, False):
+        layout = table()
+        layout.add_column("judge", overflow="fold", min_width=10, max_width=34)
+        for name in axes:
+            add_numbers(layout, f"{_SIDES[name]} %")
+            if wide:
+                add_numbers(layout, "unjudged")
+        for place, judge in enumerate(first["judges"]):
+            texts = []
+            for axis in axes.values():
+                cell = axis["judges"][place]
+                texts.append(estimate(cell["rate"], 1, interval=wide, scale=100.0))
+                texts += [str(cell["n_unusable"])] if wide else []
+            mark = "" if judge["authoritative"] else " °"
+            layout.add_row(Text(visible(judge["judge"]) + mark), *map(Text, texts))
+        tables.append(layout)
     lines = ["The first judge's labels are those counted above."]
-    if doubtful:
+    if not all(judge["authoritative"] for judge in first["judges"]):
         lines.append("°: goes by wording or by one token, and has no authority by itself.")
-    return Group(heading("Every judge"), layout, notes(lines))
+    return Group(heading("Every judge"), Widest(*tables), notes(lines))
 
 
 def _escalations(title: str, part: Row) -> RenderableType:
