@@ -15,10 +15,17 @@ from typing import Any
 import numpy as np
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
-from refusaldir.probes.category_link import LIMIT, CategoryLink, Measure, category_links
+from refusaldir.probes.category_link import (
+    LIMIT,
+    SHIFT,
+    CategoryLink,
+    Measure,
+    category_links,
+)
 from refusaldir.probes.comparison.paired_prompt import PairedPrompt
 from refusaldir.probes.courses import courses
 from refusaldir.probes.link import SUBJECTS, LinkParts, MechanismLink, link_to_mechanism
+from refusaldir.probes.rank_correlation import DriftCorrelation
 from refusaldir.probes.run import FILES, ProbeRun
 from refusaldir.records import Estimate
 
@@ -293,5 +300,15 @@ def _category_sentence(found: CategoryLink) -> str:
             f"Whether drift orders the categories as {what} does cannot be told: "
             f"{found.correlations[0].kendall.note}."
         )
-    named = ", ".join(each.words for each in known)
-    return f"Over {len(found.rows)} categories, Kendall's τ-b with {what}: {named}."
+    named = [each for each in known if each.measure == SHIFT or _leaves_out_none(each)]
+    words = ", ".join(each.words for each in named)
+    rest = len(known) - len(named)
+    more = {0: "", 1: "; the interval of the other measure holds 0"}.get(
+        rest, f"; the intervals of the {rest} other measures hold 0"
+    )
+    return f"Over {len(found.rows)} categories, Kendall's τ-b with {what}: {words}{more}."
+
+
+def _leaves_out_none(each: DriftCorrelation) -> bool:
+    low, high = each.kendall.lower, each.kendall.upper
+    return low is not None and high is not None and (low > 0 or high < 0)

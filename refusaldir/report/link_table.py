@@ -64,7 +64,8 @@ def _sentence(note: str) -> str:
 def _split_layout(rows: Sequence[tuple[str, Row, bool]], kind: str, level: str, wide: int) -> Table:
     """``wide``: 3 gives every figure its interval, 2 the two parts, 1 none, 0 the parts alone."""
     layout = table()
-    layout.add_column(kind, overflow="fold", min_width=10, max_width=22)
+    # Long names go on in the next line where that leaves room for intervals in 80 columns.
+    layout.add_column(kind, overflow="fold", min_width=10, max_width=16 if wide == 2 else 22)
     columns = [("n", False), ("observed", wide == 3), ("encoding", wide >= 2)]
     columns += [("readout", wide >= 2), ("residual", wide == 3)]
     if wide == 0:

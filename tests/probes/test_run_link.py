@@ -198,6 +198,10 @@ def test_measures_of_the_geometry_stand_beside_it():
     assert [c.measure for c in over.correlations] == ["projection shift"]
     assert refusal.rivals == ("CKA",) and refusal.measures["CKA"] == "one minus CKA"
     assert refusal.rows[3].measures["CKA"].value == 3
+    said = next(s for s in found.sentences if "refusals of harmful prompts: projection" in s)
+    loud = refusal.correlations[1].kendall
+    assert ("CKA" in said) is not (loud.lower <= 0 <= loud.upper)
+    assert ("the other measure holds 0" in said) is ("CKA" not in said)
 
 
 def test_few_categories_have_no_order_and_it_is_said():

@@ -66,7 +66,7 @@ def test_no_line_is_too_wide_and_no_number_is_cut(document, width):
 
 
 def test_the_table_holds_the_documents_parts(linked, link):
-    text = draw(linked)
+    text = draw(linked, 130)
     rows = iter([line.split() for line in text.splitlines()])  # in the order of the document
     for name in ("single", "frozen", "live"):
         for label, parts, _ in part_rows(name, link[name]):
