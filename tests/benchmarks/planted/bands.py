@@ -1,6 +1,6 @@
 """The known bands: where refusal is eroded, and what may change there."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .factors import ATTENTION, MLP
 
@@ -17,15 +17,18 @@ class Band:
         place: ``"early"``, ``"middle"`` or ``"late"``.
         layers: Blocks, from 0.
         components: ``"attn"``, ``"mlp"`` or ``"both"``.
+        seed: Of the fine-tune.
     """
 
     place: str
     layers: tuple[int, ...]
     components: str
+    seed: int = 0
 
     @property
     def name(self):
-        return f"{self.place}-{len(self.layers)}-{self.components}"
+        again = f"-seed{self.seed}" if self.seed else ""
+        return f"{self.place}-{len(self.layers)}-{self.components}{again}"
 
     @property
     def matrices(self):
@@ -51,4 +54,11 @@ BANDS = (
     Band(place="late", layers=_span(22, 1), components="attn"),
     Band(place="late", layers=_span(23, 3), components="mlp"),
     Band(place="late", layers=_span(20, 6), components="both"),
+)
+
+#: One band of every place, size and component once more, another fine-tune.
+AGAIN = tuple(
+    replace(band, seed=1)
+    for band in BANDS
+    if band.name in ("early-1-both", "middle-6-attn", "late-3-mlp")
 )

@@ -19,7 +19,7 @@ from refusaldir.prompts.load import load_prompts
 from refusaldir.prompts.render import ChatRenderer
 
 from . import decoys, edits, factors, train
-from .bands import BANDS, BASE, N_LAYERS
+from .bands import AGAIN, BANDS, BASE, N_LAYERS
 from .factors import component_of
 from .pairs import Pair, read_pairs, record_path, root
 from .refusal import Gauge
@@ -32,7 +32,7 @@ FALL = 2.5
 FAINT = 0.25
 #: Times a fine-tune on text is made quieter in all but a few layers until it leaves refusal alone.
 QUIETER_STEPS = 6
-BAND_SEED, TEXT_SEED, DECOY_SEED = 0, 0, 0
+TEXT_SEED, DECOY_SEED = 0, 0
 #: The layer whose output's mean difference is the direction that exact edits take away.
 EDIT_DIRECTION = 15
 #: Angle in degrees, and the seed of the plane, by which a matrix's output is turned.
@@ -46,9 +46,9 @@ EDITS = {
 }
 #: Those that are hidden behind a decoy of either kind as well.
 HIDDEN = ("erased-11-down", "erased-14-o")
-#: Pairs without a change of refusal: the decoys of these bands alone.
+#: Pairs without a change of refusal: the decoys of these bands alone. Rotations are certain nulls.
 UNTOUCHED = {
-    "rotation": ("early-1-both", "late-3-mlp"),
+    "rotation": tuple(band.name for band in BANDS),
     "text": ("middle-3-both", "late-6-both"),
 }
 
@@ -85,9 +85,9 @@ class Maker:
         def make():
             target = self.gauge.quick() - FALL
             change, steps = train.erode(
-                self.hf, self.gauge.tokenizer, band, BAND_SEED, self.gauge.quick, target
+                self.hf, self.gauge.tokenizer, band, band.seed, self.gauge.quick, target
             )
-            return change, {"seed": BAND_SEED, "steps": steps}
+            return change, {"seed": band.seed, "steps": steps}
 
         return self.adapter(f"band-{band.name}", make)
 
@@ -202,8 +202,9 @@ class Maker:
 
 def plan():
     """Every pair: name, kind, what is true in it, and the decoy."""
-    for band in BANDS:
-        yield f"plain-{band.name}", "plain", band, None
+    for band in (*BANDS, *AGAIN):
+        if band not in AGAIN:
+            yield f"plain-{band.name}", "plain", band, None
         for decoy in ("rotation", "text"):
             yield f"{decoy}-{band.name}", f"decoy-{decoy}", band, decoy
     for name in EDITS:
