@@ -62,11 +62,15 @@ def put(
     draw: Callable[[Mapping[str, Any]], RenderableType],
     *,
     json: bool,
+    csv: bool = False,
 ) -> None:
-    """Print a result on stdout: the document as JSON, or what `draw` makes of it."""
+    """Print a result on stdout: the document as JSON, its figures as CSV, or what `draw` makes."""
     from refusaldir.report.document import to_json
+    from refusaldir.report.long_form import long_csv
 
-    if json:
+    if csv:
+        typer.echo(long_csv(document), nl=False)
+    elif json:
         text = to_json(document)
         # JSON has escapes of its own for what an encoding lacks.
         typer.echo(

@@ -150,6 +150,7 @@ def diff(
     store: options.Store = None,
     force: options.Force = False,
     json: options.Json = False,
+    csv: options.Csv = False,
 ) -> None:
     """Compare two models: drift of the refusal direction, its cause, and behaviour.
 
@@ -188,9 +189,12 @@ def diff(
             store=store,
             force=force,
         )
-        put(found.document, behaviour_report, json=json)
-        if not json:
-            _name_files(found.files, found.folder / "behaviour.json")
+        files = dict(found.files)
+        if page:
+            files["report.html"] = write_report(found.folder)
+        put(found.document, behaviour_report, json=json, csv=csv)
+        if not (json or csv):
+            _name_files(files, found.folder / "behaviour.json")
         return
     if allow:
         raise RefusaldirError(
@@ -205,7 +209,7 @@ def diff(
             got=f"--layers {layers} with several checkpoints",
             next_step="refusaldir layers BASE CHECKPOINT",
         )
-    with progress(quiet=json) as report:
+    with progress(quiet=json or csv) as report:
         result = (diff_series if series else pipeline.diff)(
             base,
             tuned if series else tuned[0],
@@ -239,8 +243,8 @@ def diff(
     files = dict(result.files)
     if page:
         files["report.html"] = write_report(result.folder)
-    put(result.document, trajectory_report if series else diff_report, json=json)
-    if json:
+    put(result.document, trajectory_report if series else diff_report, json=json, csv=csv)
+    if json or csv:
         return
     if layers != "off":
         put(result.layers.document, layers_report, json=False)

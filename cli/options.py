@@ -241,6 +241,9 @@ Judge = Annotated[
 Resume = Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stopped.")]
 Force = Annotated[bool, typer.Option("--force", help="Overwrite existing output.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")]
+Csv = Annotated[
+    bool, typer.Option("--csv", help="Print the figures as CSV, one a row, instead of tables.")
+]
 
 
 def parse_numbers(text: str, where: str, kind: type[int] | type[float]) -> tuple[Any, ...]:

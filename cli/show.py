@@ -32,18 +32,12 @@ def show(
         ),
     ],
     json: options.Json = False,
-    csv: Annotated[
-        bool, typer.Option("--csv", help="Print the figures as CSV, one a row.")
-    ] = False,
+    csv: options.Csv = False,
 ) -> None:
     """Print what is in a file that refusaldir wrote; loads no model."""
     from refusaldir.pipeline.showing import shown
-    from refusaldir.report.long_form import long_csv
 
     from .console import put
 
     found = shown(file)
-    if csv:
-        typer.echo(long_csv(found.document), nl=False)
-    else:
-        put(found.document, found.draw, json=json)
+    put(found.document, found.draw, json=json, csv=csv)

@@ -64,7 +64,6 @@ def heat_figure(
     place: str,
     caption: str,
     definition: str = "",
-    mark: int | None = None,
     ring: tuple[int, int, int] | None = None,
     link: str | None = None,
 ) -> Figure:
@@ -78,7 +77,6 @@ def heat_figure(
         place: What a column is.
         caption: How to read it.
         definition: What the values are.
-        mark: A column marked by a dotted frame.
         ring: Band, row and column of a cell with a ring.
         link: Figures that mark the same column together.
     """
@@ -115,10 +113,6 @@ def heat_figure(
             # Last, so that no cell covers it; light and dark, so that it shows on every colour.
             parts.append(tag("circle", r=7, class_="ringed under", **ring_at))
             parts.append(tag("circle", r=7, class_="ringed", **ring_at))
-        if mark is not None:
-            height = _CELL * len(band.rows)
-            box = {"x": left + mark * step, "y": y - height, "width": step, "height": height}
-            parts.append(tag("rect", class_="mark", **box))
         y += _GAP
     parts.append(_bottom(columns, place, left, step, y - _GAP))
     return Figure(
