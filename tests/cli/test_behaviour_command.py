@@ -1,4 +1,4 @@
-"""`refusaldir diff` of two probes' folders, then gate of what it wrote."""
+"""`refusaldir diff` of two probes' folders, then show and gate of what it wrote."""
 
 import json
 
@@ -16,7 +16,7 @@ def folders(tmp_path):
     return tmp_path
 
 
-def test_two_probes_are_compared_and_gated(run, folders):
+def test_two_probes_are_compared_shown_and_gated(run, folders):
     done = run("diff", "base", "tuned", "--out", "out")
     assert done.code == 0, done.err
     assert "Refusals of harmful prompts fell from 100.0 % to 25.0 %" in done.text
@@ -25,6 +25,9 @@ def test_two_probes_are_compared_and_gated(run, folders):
     assert {p.name for p in (folders / "out").iterdir()} == {
         "behaviour.json", "behaviour.png", "behaviour.svg"
     }  # fmt: skip
+    shown = run("show", "out")
+    assert shown.code == 0 and "Over-refusal of harmless prompts" in shown.out
+    assert json.loads(run("show", "out", "--json").out)["schema"] == "refusaldir.behaviour"
     gated = run("gate", "out", "--max-drop", "5pp", "--category", "c0=5pp")
     assert gated.code == 3 and "category c0" in gated.text
 

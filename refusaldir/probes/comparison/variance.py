@@ -217,7 +217,6 @@ class _Sums:
         main, crossed = [], []
         for i, j in combinations(range(len(self.levels)), 2):
             a, b = self.at[i], self.at[j]
-
             whole = _between(self._all, a, b) - _between(partial(self._within, False), a, b)
             effect = _ratio(whole) - (apart[i] + apart[j]) / 2
             within = _ratio(_between(partial(self._within, True), a, b))
