@@ -79,7 +79,7 @@ def verdict(
         certainty=tuple(
             [
                 *_order(measured, ranking),
-                *_agreeing(agreement),
+                *_agreeing(agreement, transplant),
                 *_together(transplant),
                 *_unseen(ranking),
                 *_gap(measured, path),
@@ -230,10 +230,12 @@ def _order(measured: Measured, ranking: Ranking) -> list[str]:
     return [sentence + "."]
 
 
-def _agreeing(agreement: Sequence[Agreement]) -> list[str]:
+def _agreeing(agreement: Sequence[Agreement], transplant: TransplantLens | None) -> list[str]:
     causal = {PATH, RESTORE, INJECT}
     pairs = [each for each in agreement if {each.first, each.second} <= causal]
     pairs = [each for each in pairs if each.tau.value is not None]
+    if not pairs and transplant is not None:  # one layer changed: there is no order to compare
+        return []
     if not pairs:
         return ["Only one causal lens was used: --mode full adds transplants to compare it with."]
     named = [

@@ -107,6 +107,7 @@ def test_full_mode_finds_the_block_that_changed(pair, prompt_file):
     names = {(m["layer"], m["name"]) for m in document["weights"]["matrices"]}
     assert names == {(1, "o_proj"), (1, "down_proj")}
     assert document["verdict"]["headline"].startswith("The fine-tune disturbed layer 1:")
+    assert not any("one causal lens" in said for said in document["verdict"]["certainty"])
 
 
 def test_fast_mode_leaves_transplants_out_and_reuses_the_capture(pair, prompt_file):
