@@ -22,9 +22,8 @@ def test_two_probes_are_compared_shown_and_gated(run, folders):
     assert "Refusals of harmful prompts fell from 100.0 % to 25.0 %" in done.text
     assert "No geometry was measured" in done.text
     assert "Next: refusaldir show out/behaviour.json" in done.text
-    assert {p.name for p in (folders / "out").iterdir()} == {
-        "behaviour.json", "behaviour.png", "behaviour.svg"
-    }  # fmt: skip
+    written = {path.name for path in (folders / "out").iterdir()}
+    assert {"behaviour.json", "behaviour.png", "behaviour.svg"} <= written
     shown = run("show", "out")
     assert shown.code == 0 and "Over-refusal of harmless prompts" in shown.out
     assert json.loads(run("show", "out", "--json").out)["schema"] == "refusaldir.behaviour"
