@@ -87,7 +87,12 @@ def main() -> None:
     except SystemExit as stop:
         if stop.code != 130:  # What typer makes of Ctrl-C.
             raise
-        _fail("Interrupted. What was finished is kept: repeat extract with --resume", 130, debug)
+        _fail(
+            "Interrupted. What was finished is kept: repeat the command to go on "
+            "(extract with --resume)",
+            130,
+            debug,
+        )
     except Exception as error:
         _fail(
             f"This is a fault of refusaldir: {type(error).__name__}: {error}. "
