@@ -85,10 +85,17 @@ def figures(text: str) -> dict:
 def test_killed_at_any_moment(command, long_model, tuned_long_model, prompt_file, tmp_path):
     rng = random.Random(7)
     if command == "probe":
-        words = ("probe", long_model, "-p", prompt_file, *ASKED)
+        words = ("probe", long_model, "-p", prompt_file, "--limit", "4", *ASKED)
     else:
-        words = ("diff", long_model, tuned_long_model, "-p", prompt_file, "--select", "off", *ASKED)
-    words = (*words, "--escalations", "both", "--limit", "4", "--out", "r", "--json")
+        words = ("diff", long_model, tuned_long_model, "-p", prompt_file, "--limit", "8", *ASKED)
+    words = (
+        *words,
+        "--escalations",
+        "both" if command == "probe" else "live",
+        "--out",
+        "r",
+        "--json",
+    )
     whole = Killed(tmp_path / "whole", words).to_the_end()
     killed = Killed(tmp_path / "killed", words)
     for number in range(KILLS):
