@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 Row = Mapping[str, Any]
 
-#: Prompts listed, prompts with texts, and characters of a text: a page must stay small.
-MOST, MOST_TEXTS, LONGEST = 2000, 500, 2000
+#: Prompts listed, prompts with texts, and characters of a text: a page stays small.
+MOST, MOST_TEXTS, LONGEST = 2000, 300, 1500
 
 
 def flips_block(behaviour: Row, base: "ProbeRun | None", tuned: "ProbeRun | None") -> Block | None:
@@ -26,19 +26,18 @@ def flips_block(behaviour: Row, base: "ProbeRun | None", tuned: "ProbeRun | None
     for name, axis in axes.items():
         side = "harmful" if name == "refusal" else "harmless"
         for flip in axis["flips"]:
-            direction = "answer" if flip["to"] == "answer" else "refusal"
             rows.append(
                 (
                     visible(str(flip["id"])),
                     side,
-                    f"to {direction}",
+                    str(flip["to"]),
                     *(visible(str(flip[key] or "")) for key in ("category", "framing", "severity")),
                     100.0 * flip["base"],
                     100.0 * flip["tuned"],
                 )
             )
     columns = [
-        "prompt", "class", "flip", "category", "framing", "severity", "base refused %",
+        "prompt", "class", "flipped to", "category", "framing", "severity", "base refused %",
         "tuned refused %",
     ]  # fmt: skip
     columns, rows = _without_empty(columns, rows)
@@ -73,7 +72,7 @@ def _without_empty(
 
 
 def _texts(wanted: list[str], base: "ProbeRun", tuned: "ProbeRun") -> dict[str, Texts]:
-    """Prompt and both answers: where a model answered several times, one that shows the flip."""
+    """Prompt and both answers; of several, the first one with the commonest label."""
     found = {}
     arms = []
     for run in (base, tuned):

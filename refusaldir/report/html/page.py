@@ -23,14 +23,19 @@ from refusaldir.report.html.summary import tiles
 from refusaldir.report.html.trajectory import trajectory_section
 from refusaldir.report.text import number, visible
 
+#: Most characters of comparisons that are not shown at first; a page stays under 8 MB.
+BUDGET = 5_000_000
+
 _TEMPLATES = Path(__file__).parent / "templates"
 
 
-def page(material: Material | Series) -> str:
+def page(material: Material | Series, *, budget: int = BUDGET) -> str:
     """Return the page, with everything it needs inside.
 
     Args:
         material: One comparison, or a series of them.
+        budget: Most characters of the comparisons that are not shown at first, compressed; the
+            earliest are left out where they take more.
 
     Returns:
         HTML. Names, notes, prompts and responses are escaped wherever they stand; the page's
@@ -53,7 +58,13 @@ def page(material: Material | Series) -> str:
     panel = environment.get_template("panel.html.j2")
     # The last checkpoint is what came of the training: it is the one shown first.
     shown = panel.render(_panel(stops[-1])) if stops else ""
-    others = [_packed(panel.render(_panel(stop))) for stop in stops[:-1]]
+    others: list[str] = []
+    for stop in stops[-2::-1]:
+        packed = _packed(panel.render(_panel(stop)))
+        if sum(map(len, others)) + len(packed) > budget:
+            break
+        others.insert(0, packed)
+    stops = stops[len(stops) - 1 - len(others) :] if stops else []
     return environment.get_template("page.html.j2").render(
         title=_title(material),
         style=Markup(style),
@@ -62,6 +73,7 @@ def page(material: Material | Series) -> str:
         version=__version__,
         trajectory=_trajectory(material, environment),
         names=[visible(stop.name) for stop in stops],
+        left_out=len(material.stops) - len(stops) if isinstance(material, Series) else 0,
         panel=Markup(shown),
         others=others,
     )

@@ -189,6 +189,17 @@ def test_a_series_holds_every_comparison(bare, trajectory):
     assert bare.diff["verdict"]["headline"] in read.text
 
 
+def test_a_long_series_keeps_the_last_comparisons(bare, trajectory):
+    stops = [Material(name=f"c{i}", diff=bare.diff) for i in range(4)]
+    series = Series(trajectory=trajectory({f"c{i}": i + 1 for i in range(4)}), stops=stops)
+    packed = re.findall(r'data-panel="\d+">([^<]*)</script>', page(series))
+    assert len(packed) == 3
+    read = Reader(page(series, budget=2 * len(packed[0]) + 9))
+    assert [a["value"] for a in read.all("option")] == ["0", "1", "2"]
+    assert "1 earlier left out" in read.text
+    assert "c1 c2 c3" in read.text
+
+
 def test_a_series_without_comparisons_has_its_trajectory(trajectory):
     read = Reader(page(Series(trajectory=trajectory({"a": None, "b": None}), stops=())))
     assert "It went on." in read.text and "base → 2 checkpoints" in read.text
