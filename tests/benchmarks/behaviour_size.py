@@ -1,6 +1,6 @@
 """Size, power and coverage of the comparison of behaviour, simulated.
 
-    python tests/benchmarks/behaviour_size.py [--repeats 2000]
+    python tests/benchmarks/behaviour_size.py [--repeats 4000]
 
 A cell is intents × prompts an intent × replies a prompt, and how prompts refuse:
 
@@ -210,7 +210,7 @@ def components(repeats):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--repeats", type=int, default=2000)
+    parser.add_argument("--repeats", type=int, default=4000)
     repeats = parser.parse_args().repeats
     print(f"{datetime.date.today()}, {repeats} repeats\n")
     for part in (no_change, power, families, escalations, seeds, components):
