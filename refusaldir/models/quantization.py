@@ -8,9 +8,14 @@ what a prompt gives in 8 bits therefore depends a little on the prompts beside i
 
 import importlib.util
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers import PreTrainedModel
 
 from refusaldir.errors import MissingExtraError, ModelSpecError
@@ -87,6 +92,31 @@ def keep_gradients(hf: PreTrainedModel) -> None:
     for module in hf.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
+
+
+@contextmanager
+def unrounded_inputs(hf: PreTrainedModel) -> Iterator[None]:
+    """Multiply 8-bit weights by inputs as they are, not rounded to 8 bits, while it lasts.
+
+    What is rounded has no gradient: a sum of slopes then misses part of a change.
+    """
+    replaced: list[nn.Module] = []
+    try:
+        for module in hf.modules() if getattr(hf, "is_loaded_in_8bit", False) else ():
+            if type(module).__module__.startswith("bitsandbytes") and hasattr(module, "state"):
+                module.forward = partial(_eight_bit, module)
+                replaced.append(module)
+        yield
+    finally:
+        for module in replaced:
+            del module.forward
+
+
+def _eight_bit(module: Any, x: Tensor) -> Tensor:
+    if module.weight.CB is not None:
+        module.init_8bit_state()
+    weight = module.state.CB.to(x.dtype) * (module.state.SCB[:, None] / 127).to(x.dtype)
+    return F.linear(x, weight, None if module.bias is None else module.bias.to(x.dtype))
 
 
 def _stored(config: Any) -> str | None:

@@ -32,6 +32,7 @@ from refusaldir.layers.path.line import on_line
 from refusaldir.layers.path.quadrature import NESTED, Rule, gauss_legendre, nested
 from refusaldir.layers.path.whole_batches import WholeBatches
 from refusaldir.layers.weight_pair import Change, WeightPair
+from refusaldir.models.quantization import unrounded_inputs
 
 #: Gap at which the sum counts as closed, relative to the mean change of the outcome, or to the
 #: smallest change that would be shared out where it is smaller.
@@ -148,7 +149,8 @@ def attribute(
     """Attribute the change of an outcome to the changes of the weights.
 
     Costs 2 to 3 forward passes of the whole prompts a node. The prefix that prompts share is not
-    cached, because gradients flow through it.
+    cached, because gradients flow through it. Inputs of 8-bit matrices are not rounded here (nor for
+    the outcomes of base and tuned), since rounding has no gradient.
 
     Args:
         pair: The pair; afterwards it is set as before.
@@ -171,16 +173,27 @@ def attribute(
             got=f"{len(sequences)} prompts, {'automatic' if nodes is None else nodes} nodes",
         )
     batches = WholeBatches(pair.model, sequences, batch_size)
+    with unrounded_inputs(pair.model.hf):
+        return _attribute(pair, batches, outcome, nodes, on_progress)
+
+
+def _attribute(
+    pair: WeightPair,
+    batches: WholeBatches,
+    outcome: Outcome,
+    nodes: int | None,
+    on_progress: Callable[[int, int], None] | None,
+) -> PathAttribution:
     base, tuned = _ends(pair, batches, outcome)
     change, allowed = float((tuned - base).mean()), _allowed(base, tuned)
     slopes: list[Float64[np.ndarray, "prompt change"]] = []
-    values = np.zeros((len(sequences), len(pair.changes)))
+    values = np.zeros((len(base), len(pair.changes)))
     with on_line(pair) as line:
         gap = math.inf
         for points, weights in _rules(nodes) if pair.changes else ():
             for tau in points[len(slopes) :].tolist():
                 step = partial(line.slopes, tau, outcome=outcome)
-                count = _counter(on_progress, len(slopes), len(points), len(sequences))
+                count = _counter(on_progress, len(slopes), len(points), len(base))
                 slopes.append(batches.gather(step, count))
             values = np.tensordot(weights, np.stack(slopes), axes=1)
             previous, gap = gap, float(values.sum(axis=1).mean()) - change
