@@ -46,10 +46,10 @@ def test_trains_watches_and_plots(script, base_model, tmp_path, capsys):
 
 @pytest.mark.slow  # trains the embedded model for a few steps
 def test_the_embedded_model(script, tmp_path):
-    arguments = ["--out", str(tmp_path), "--steps", "6", "--every", "2", "--batch", "4"]
-    monitor = script.main([*arguments, "--max-overhead", "100"])
-    first, *_, last = monitor.history
-    assert [point.step for point in monitor.history] == [0, 2, 4, 6]
-    assert first.harmful.value.lower > 0 > first.harmless.value.upper  # it refuses as it starts
-    assert last.harmful.change.upper < 0
-    assert last.drift.angle.value > 0
+    arguments = ["--out", str(tmp_path), "--steps", "4", "--every", "2", "--batch", "2"]
+    arguments += ["--limit", "8", "--refusal-token", "I", "--max-overhead", "100"]
+    first, middle, last = script.main(arguments).history
+    assert [first.step, middle.step, last.step] == [0, 2, 4]
+    # It refuses harmful requests and answers the others as it starts; then it turns.
+    assert first.harmful.value.value > 0 > first.harmless.value.value
+    assert last.drift.angle.lower > 0
