@@ -210,6 +210,22 @@ def test_a_server_that_died_goes_on_with_the_same_command(run, serve, prompt_fil
     assert "Kept:" in run(*words).sentence
 
 
+def test_two_models_behind_servers_are_compared(run, serve, prompt_file):
+    """One refuses all that is harmful, the other half of it."""
+    half = serve(lambda n, body: refuse(n, body) if "alpha" in str(body["messages"]) else say(body))
+    for server, name in ((serve(refuse), "base"), (half, "tuned")):
+        done = run("probe", "--endpoint", server.url, "--served-model", name, "-p", prompt_file,
+                   "--out", name)  # fmt: skip
+        assert done.code == 0, done.err
+    done = run("diff", "base", "tuned", "--out", "d", "--json")
+    assert done.code == 0, done.err
+    group = json.loads(done.out)["behaviour"]["axes"]["refusal"]["overall"]
+    kept = sum("alpha" in line and "wreck" in line for line in prompt_file.read_text().splitlines())
+    assert group["base_rate"]["value"] == 1.0 and 0 < kept < 20
+    assert group["tuned_rate"]["value"] == pytest.approx(kept / 20)
+    assert Path("d/behaviour.json").exists()
+
+
 def test_a_server_that_ignores_the_temperature_is_told_of(run, serve, prompt_file):
     server = serve(refuse)
     done = run("probe", "--endpoint", server.url, "--served-model", "tiny", "-p", prompt_file,
