@@ -2,14 +2,13 @@
 
     python tests/benchmarks/coherence.py [--base SPEC] [--tuned SPEC] [--prompts N] [--tokens N]
 
-Greedy and sampled replies of both models to contrast prompts of the validation split, replies of
-base with its refusal direction ablated (mean difference at one site, from prompts of the train
-split), each as it is and spoilt: words shuffled, tokens drawn at random from the vocabulary.
-Surprise is base's (`refusaldir.probes.perplexity`). Printed for each kind: share that loops,
-quantiles of the surprise of all and of the first 8 tokens, share over the threshold, share that
-the gate stops. The shares of kinds that are text are false positives; those of spoilt ones are
-what it finds. Replies with the direction ablated are text unless the model breaks: no truth is
-known, their share is printed beside.
+Greedy replies of both models to contrast prompts of the validation split, the same spoilt (words
+shuffled, tokens drawn at random from the vocabulary), their first tokens alone, replies of base
+with its refusal direction ablated (mean difference at one site, from prompts of the train split),
+and replies at temperature 1. Surprise is base's (`refusaldir.probes.perplexity`). Printed for
+each kind: share that loops, quantiles of the surprise, share over the threshold, share that the
+gate stops. The shares of greedy replies are false positives but for those that do loop, the
+shares of spoilt ones what it finds. Of ablated and hot replies no truth is known.
 """
 
 import argparse
@@ -74,19 +73,21 @@ def noise(model: HookedModel, texts: Sequence[str], rng: np.random.Generator) ->
 
 def row(name: str, base: HookedModel, rendered: RenderedSet, texts: Sequence[str]) -> None:
     """Print one kind of replies."""
-    heads = [base.tokenizer.decode(base.tokenizer(t)["input_ids"][:FIRST]) for t in texts]
-    nats, first = (surprises(base, rendered.ids, t) for t in (texts, heads))
-    kept = [(t, x, y) for t, x, y in zip(texts, nats, first, strict=True) if x is not None]
-    loops = np.mean([repetition(text) is not None for text, _, _ in kept])
-    quantiles = np.quantile([x for _, x, _ in kept], [0, 0.05, 0.5, 0.95, 1])
-    ends = np.quantile([y for _, _, y in kept], [0.05, 0.95, 1])
-    over = np.mean([x > MOST_SURPRISE for _, x, _ in kept])
-    stopped = np.mean([incoherence(text, x) is not None for text, x, _ in kept])
+    nats = surprises(base, rendered.ids, texts)
+    kept = [(text, x) for text, x in zip(texts, nats, strict=True) if x is not None]
+    loops = np.mean([repetition(text) is not None for text, _ in kept])
+    quantiles = np.quantile([x for _, x in kept], [0, 0.05, 0.5, 0.95, 1])
+    over = np.mean([x > MOST_SURPRISE for _, x in kept])
+    stopped = np.mean([incoherence(text, x) is not None for text, x in kept])
     print(
         f"| {name} | {len(kept)} | {loops:.0%} | {' '.join(f'{q:.1f}' for q in quantiles)} | "
-        f"{' '.join(f'{q:.1f}' for q in ends)} | {over:.0%} | {stopped:.0%} |",
+        f"{over:.0%} | {stopped:.0%} |",
         flush=True,
     )
+
+
+def beginnings(model: HookedModel, texts: Sequence[str]) -> list[str]:
+    return [model.tokenizer.decode(model.tokenizer(t)["input_ids"][:FIRST]) for t in texts]
 
 
 def main() -> None:
@@ -107,23 +108,22 @@ def main() -> None:
     rendered = renderer.render(prompts)
     print(
         f"{time.strftime('%Y-%m-%d')}: {options.base} and {options.tuned}, {len(prompts)} prompts, "
-        f"at most {options.tokens} tokens; surprise in nats under base: "
-        f"0, 5, 50, 95, 100 % | of the first {FIRST} tokens: 5, 95, 100 %\n"
+        f"at most {options.tokens} tokens; surprise in nats under base: 0, 5, 50, 95, 100 %\n"
     )
-    print("| replies | n | loops | surprise | first | over | stopped |\n" + "| --- " * 7 + "|")
-    said = {
-        f"{name}, {how}": replies(model, rendered, options.tokens, heat)
-        for name, model in models.items()
-        for how, heat in (("greedy", 0.0), ("temperature 1", 1.0))
-    }
+    print("| replies | n | loops | surprise | over | stopped |\n" + "| --- " * 6 + "|")
+    for name, model in models.items():
+        greedy = replies(model, rendered, options.tokens, 0.0)
+        row(f"{name}, greedy", base, rendered, greedy)
+        row(f"{name}, words shuffled", base, rendered, shuffled(greedy, rng))
+        row(f"{name}, first {FIRST} tokens", base, rendered, beginnings(base, greedy))
+    row("random tokens", base, rendered, noise(base, greedy, rng))
     vector = torch.from_numpy(direction(base, renderer, 64))
     with intervene(base, Ablation.of(vector)):
-        said["base, direction ablated"] = replies(base, rendered, options.tokens, 0.0)
-    for name, texts in said.items():
-        row(name, base, rendered, texts)
-    for name in ("base, greedy", "tuned, greedy", "base, direction ablated"):
-        row(f"{name}, shuffled", base, rendered, shuffled(said[name], rng))
-    row("random tokens", base, rendered, noise(base, said["tuned, greedy"], rng))
+        ablated = replies(base, rendered, options.tokens, 0.0)
+    row("base, direction ablated", base, rendered, ablated)
+    for name, model in models.items():
+        hot = replies(model, rendered, options.tokens, 1.0)
+        row(f"{name}, temperature 1", base, rendered, hot)
 
 
 if __name__ == "__main__":
