@@ -317,7 +317,7 @@ def test_what_cannot_be_watched_is_said(tmp_path, base_model, prompt_file):
     trainer = make(base_model, tmp_path)
     watch(trainer, prompt_file)
     trainer.is_fsdp_enabled = True
-    with pytest.raises(RefusaldirError, match="spread over processes.*FSDP"):
+    with pytest.raises(RefusaldirError, match=r"spread over processes.*FSDP"):
         trainer.callback_handler.on_train_begin(trainer.args, trainer.state, trainer.control)
 
     trainer = make(base_model, tmp_path)
