@@ -149,8 +149,8 @@ def attribute(
     """Attribute the change of an outcome to the changes of the weights.
 
     Costs 2 to 3 forward passes of the whole prompts a node. The prefix that prompts share is not
-    cached, because gradients flow through it. Inputs of 8-bit matrices are not rounded here (nor for
-    the outcomes of base and tuned), since rounding has no gradient.
+    cached, because gradients flow through it. Inputs of 8-bit matrices are not rounded here, nor
+    for the outcomes of base and tuned, since rounding has no gradient.
 
     Args:
         pair: The pair; afterwards it is set as before.
