@@ -10,7 +10,7 @@ from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Figure, Table
 from refusaldir.report.html.frame import ends
 from refusaldir.report.html.rows import ChartRow, Mark, rows_figure
-from refusaldir.report.html.section import Block, Section
+from refusaldir.report.html.section import Block, Section, sentence
 from refusaldir.report.layout import estimate
 from refusaldir.report.panel import Panel, Series, limits
 from refusaldir.report.text import number, percent, visible
@@ -282,5 +282,5 @@ def _detectable(found: Row) -> Block:
         title="The smallest change that would have been seen",
         table=Table(columns=["change", "size", "unit"], rows=rows),
         note=f"With {found['n']} intents, shown with a chance of {percent(found['power'])}, at "
-        f"{percent(found['level'], 1)} for each. {visible(found['note'])}".strip(),
+        f"{percent(found['level'], 1)} for each. {sentence(found['note'])}".strip(),
     )

@@ -9,10 +9,10 @@ from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Figure
 from refusaldir.report.html.frame import ends
 from refusaldir.report.html.rows import ChartRow, Mark, rows_figure
-from refusaldir.report.html.section import Block
+from refusaldir.report.html.section import Block, sentence
 from refusaldir.report.layout import estimate
 from refusaldir.report.panel import Panel, Series
-from refusaldir.report.text import percent, visible
+from refusaldir.report.text import percent
 
 Row = Mapping[str, Any]
 
@@ -63,8 +63,8 @@ def escalation_blocks(behaviour: Row) -> list[Block]:
         for key in _HAZARDS:
             figures += [_hazard(mode, key, name, axis) for name, axis in axes.items()]
         figures += [_endings(mode, name, axis) for name, axis in axes.items()]
-        notes = dict.fromkeys(visible(axis["note"]) for axis in axes.values() if axis["note"])
-        note = ". ".join(notes)
+        notes = dict.fromkeys(sentence(axis["note"]) for axis in axes.values())
+        note = " ".join(filter(None, notes))
         blocks.append(Block(title=title, figures=figures, note=note))
     return blocks
 

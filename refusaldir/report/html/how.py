@@ -8,7 +8,7 @@ from refusaldir.report.html.figure import Cell, Figure, Table
 from refusaldir.report.html.heat import HeatBand, HeatRow, heat_figure
 from refusaldir.report.html.layers import site_text
 from refusaldir.report.html.material import Material
-from refusaldir.report.html.section import Block, Section
+from refusaldir.report.html.section import Block, Section, sentence
 from refusaldir.report.text import number, visible
 
 Row = Mapping[str, Any]
@@ -34,7 +34,7 @@ def how_section(material: Material) -> Section:
                     f"The findings are about {site_text(site)}: {visible(site['reason'])}.",
                     f"{drift['n_harmful']} harmful and {drift['n_harmless']} harmless prompts from "
                     f"{drift['n_clusters']} intents; an intent is one independent unit.",
-                    *map(visible, drift["notes"]),
+                    *map(sentence, drift["notes"]),
                 ],
                 figures=[figure] if figure is not None else [],
             )
@@ -51,7 +51,7 @@ def how_section(material: Material) -> Section:
     notes = [*(material.answers or {"notes": ()})["notes"]]
     if notes:
         blocks.append(
-            Block(title="Notes on behaviour", sentences=[visible(text) for text in notes])
+            Block(title="Notes on behaviour", sentences=[sentence(text) for text in notes])
         )
     if material.diff is not None:
         facts = [(name.replace("_", " "), text) for name, text in drift["methods"].items()]

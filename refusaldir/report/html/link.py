@@ -10,7 +10,7 @@ from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Figure, Table
 from refusaldir.report.html.frame import ends
 from refusaldir.report.html.rows import ChartRow, Mark, rows_figure
-from refusaldir.report.html.section import Block
+from refusaldir.report.html.section import Block, sentence
 from refusaldir.report.panel import Panel, Series
 from refusaldir.report.text import number, visible
 
@@ -46,13 +46,13 @@ def link_block(behaviour: Row) -> list[Block]:
         part = link[key]
         if part is None:
             continue
-        if part["axes"]:
+        if any(_known(parts) for parts in part["axes"]):
             figures.append(_split(key, words, part))
         if part["base"]["z"] or part["tuned"]["z"]:
             figures.append(_curves(key, words, part))
         figures.append(_histogram(key, words, part["histogram"]))
         for axis in _SIDES:
-            groups = [g for g in part["groups"] if g["axis"] == axis]
+            groups = [g for g in part["groups"] if g["axis"] == axis and _known(g)]
             if len(groups) > 1:
                 figures.append(_by_group(key, words, axis, part["group_kind"], groups))
     blocks = [
@@ -60,7 +60,7 @@ def link_block(behaviour: Row) -> list[Block]:
             title="Did the representation move, or what the model does with it?",
             sentences=[visible(text) for text in link["sentences"]],
             figures=figures,
-            note=visible(link["note"]),
+            note=sentence(link["note"]),
         )
     ]
     table = _correlations(link["categories"])
@@ -69,10 +69,15 @@ def link_block(behaviour: Row) -> list[Block]:
             Block(
                 title="Does drift of a category go with its behaviour?",
                 table=table,
-                note=visible(link["categories"]["note"]),
+                note=sentence(link["categories"]["note"]),
             )
         )
     return blocks
+
+
+def _known(parts: Row) -> bool:
+    """Whether the split could be made."""
+    return parts["encoding"]["value"] is not None
 
 
 def _marks(parts: Row) -> list[Mark]:
@@ -207,9 +212,13 @@ def _correlations(categories: Row) -> Table | None:
     found = {
         axis: (part["correlations"], part["measures"])
         for axis, part in categories["axes"].items()
-        if part is not None and part["correlations"]
+        if part is not None and any(map(_correlated, part["correlations"]))
     }
     return correlations_table(found) if found else None
+
+
+def _correlated(each: Row) -> bool:
+    return each["kendall"]["value"] is not None
 
 
 def correlations_table(axes: Mapping[str, tuple[Sequence[Row], Row]]) -> Table:
@@ -220,7 +229,7 @@ def correlations_table(axes: Mapping[str, tuple[Sequence[Row], Row]]) -> Table:
     """
     rows: list[tuple[Cell, ...]] = []
     for axis, (correlations, measures) in axes.items():
-        for each in correlations:
+        for each in filter(_correlated, correlations):
             cells: list[Cell] = [_SIDES[axis], visible(measures[each["measure"]])]
             for name in ("kendall", "spearman"):
                 cells += ends(each[name])

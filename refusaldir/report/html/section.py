@@ -4,6 +4,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from refusaldir.report.html.figure import Figure, Table
+from refusaldir.report.text import visible
+
+
+def sentence(note: str) -> str:
+    """Write a note of a document, which may begin small and end open, as a sentence."""
+    text = visible(note).strip()
+    if not text:
+        return ""
+    return text[0].upper() + text[1:] + ("" if text[-1] in ".!?" else ".")
 
 
 @dataclass(frozen=True, kw_only=True)
