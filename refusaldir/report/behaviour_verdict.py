@@ -247,12 +247,12 @@ def _instruments(axis: Row, subject: str) -> list[str]:
 
 
 def _axis_notes(behaviour: Row) -> list[str]:
-    """The breakdowns' notes and those of escalations; one that both axes have is said once."""
+    """Notes on categories and on escalations; one that both axes have is said once."""
     about: dict[str, list[str]] = {}
     for name, axis in behaviour["axes"].items():
-        for breakdown in axis["breakdowns"].values() if axis else ():
-            if breakdown and breakdown["note"]:
-                about.setdefault(breakdown["note"], []).append(AXES[name])
+        note = axis["breakdowns"]["category"]["note"] if axis else ""
+        if note:
+            about.setdefault(note, []).append(AXES[name])
     said = [f"{' and '.join(names)}: {note}" for note, names in about.items()]
     for mode, part in behaviour["escalations"].items():
         axes: Sequence[Row | None] = list(part["axes"].values()) if part else []

@@ -123,9 +123,9 @@ def _notes(base: Behaviour, tuned: Behaviour, part: str) -> list[str]:
         if of_base != of_tuned:
             notes.append(f"{what} differs: {of_base} in base, {of_tuned} in tuned")
     if base.refusal_tokens.ids != tuned.refusal_tokens.ids:
-        notes.append(f"{part}no refusal score: the two models' refusal tokens differ")
+        notes.append("no refusal score: the two models' refusal tokens differ")
     elif not base.refusal_tokens:
-        notes.append(f"{part}no refusal score: {base.refusal_tokens.note or 'no refusal tokens'}")
+        notes.append(f"no refusal score: {base.refusal_tokens.note or 'no refusal tokens'}")
     rows = (*base.rows, *tuned.rows)
     for judge in dict.fromkeys((*base.provenance.judges[1:], *tuned.provenance.judges[1:])):
         labelled = sum(judge in row.others for row in rows)

@@ -91,7 +91,9 @@ def pair_rows(base: Behaviour, tuned: Behaviour, allowed: Allowed) -> list[Paire
     for key, rows in first.items():
         one, other = rows[0], second[key][0]
         same = one.prompt == other.prompt and one.harmful == other.harmful
-        if not same or not (one.rendered_hash == other.rendered_hash or allowed.rendering):
+        # Before later turns of live escalations stand each model's own replies.
+        own = base.provenance.mode == "live" and one.turn not in (None, 1)
+        if not same or not (one.rendered_hash == other.rendered_hash or allowed.rendering or own):
             raise ProbeError(
                 "base and tuned were given different prompts: one differs in text, tokens or side",
                 where=f"prompt {_named(key)}",

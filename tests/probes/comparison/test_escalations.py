@@ -93,6 +93,7 @@ def test_single_prompts_and_escalations_together():
     escalations = run(["CFF"] * 3).frozen
     base = ProbeRun(single=arm("FFC", "CC").single, frozen=escalations)
     got = compare_runs(base, base).to_dict()
+    assert len(set(got["notes"])) == len(got["notes"])
     assert len(got["axes"]) == 2 and got["escalations"]["frozen"]["axes"]["refusal"]["n"] == 3
     assert got["escalations"]["live"] is None
 
