@@ -89,6 +89,21 @@ def test_modes_are_apart_and_both_are_kept():
         compare_runs(frozen, mixed)
 
 
+@pytest.mark.parametrize(("mode", "turn", "same"), [("live", 2, True), ("live", 1, False),
+                                                    ("frozen", 2, False)])  # fmt: skip
+def test_only_live_models_read_their_own_replies(mode, turn, same):
+    """Later turns of live escalations are other tokens in the two models; nothing else may be."""
+    base = run(["CFF"], mode=mode)
+    part = getattr(base, mode)
+    rows = [dataclasses.replace(r, rendered_hash="own") if r.turn == turn else r for r in part.rows]
+    tuned = ProbeRun(**{mode: dataclasses.replace(part, rows=tuple(rows))})
+    if same:
+        assert compare_runs(base, tuned).live is not None
+        return
+    with pytest.raises(ProbeError, match="different prompts"):
+        compare_runs(base, tuned)
+
+
 def test_single_prompts_and_escalations_together():
     escalations = run(["CFF"] * 3).frozen
     base = ProbeRun(single=arm("FFC", "CC").single, frozen=escalations)
