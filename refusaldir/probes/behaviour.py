@@ -109,12 +109,6 @@ class BehaviourProvenance:
             self.stop_ids,
         )
 
-    def fingerprint(self) -> str:
-        """Hash of what decides all replies."""
-        return content_hash(
-            self.conditions(), self.prompts_hash, self.rendered_hash, self.sampling.to_dict()
-        )
-
     def to_dict(self) -> dict[str, Any]:
         """Return a JSON-ready dictionary."""
         return {

@@ -163,6 +163,14 @@ class Journal:
             file.truncate(_whole(file.read()))
         return {row["key"]: row["row"] for row in rows}
 
+    def forget(self) -> None:
+        """Remove what was left behind by a run that was stopped after its work was done."""
+        if self.path is not None and self.path.exists():
+            with suppress(ProbeError):
+                header, _ = read_lines(self.path, partial=True)
+                if header.get("conditions") == self.conditions:
+                    self.path.unlink(missing_ok=True)
+
     def append(self, key: str, row: Mapping[str, Any]) -> None:
         """Add one row.
 

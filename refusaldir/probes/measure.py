@@ -144,10 +144,11 @@ class _Run:
         finished = None if self.path is None else _finished(self.path, conditions, slots, force)
         kept = {} if finished is None else self._kept(finished, slots)
         known = dict(kept)
-        journal = Journal(self.path if len(known) < len(slots) else None, conditions)
+        journal = Journal(self.path, conditions)
         try:
-            for key, entry in journal.open(force=force).items():
-                known.setdefault(key, _of_entry(entry))
+            if len(known) < len(slots):
+                for key, entry in journal.open(force=force).items():
+                    known.setdefault(key, _of_entry(entry))
             if known:
                 self.on_rows(sum(slot.key in known for slot in slots))
             self._ask(slots, kept, known, journal)
@@ -156,7 +157,7 @@ class _Run:
         behaviour = self._conclude(slots, known, provenance, finished)
         if self.path is not None and behaviour is not finished:
             behaviour.to_jsonl(self.path, force=True)
-        journal.close(remove=True)
+        journal.forget()
         return behaviour
 
     def _slots(self) -> list[_Slot]:

@@ -345,6 +345,22 @@ def test_an_unfinished_run_of_something_else_is_not_thrown_away(host, tmp_path, 
     assert {r.temperature for r in Behaviour.from_jsonl(path).rows} == {0.0}
 
 
+def test_what_a_kill_left_behind_after_the_work_was_done_goes(host, tmp_path):
+    path, partial = tmp_path / "r.jsonl", tmp_path / "r.jsonl.partial"
+    with pytest.raises(KeyboardInterrupt):
+        measure(host, prompts(2), GREEDY, path=path, on_rows=stop_after(1))
+    left = partial.read_bytes()
+    done = measure(host, prompts(2), GREEDY, path=path)
+    assert not partial.exists()
+    partial.write_bytes(left)
+    assert measure(host, prompts(2), GREEDY, path=path) == done
+    assert not partial.exists()
+    # Another model's unfinished run is none of its business.
+    partial.write_bytes(left.replace(b'"conditions":"', b'"conditions":"x'))
+    assert measure(host, prompts(2), GREEDY, path=path) == done
+    assert partial.exists()
+
+
 def test_two_processes_do_not_write_one_file(host, tmp_path):
     path = tmp_path / "r.jsonl"
 
