@@ -1,7 +1,7 @@
 """What a figure on the page consists of: drawing, what is shown on pointing, words and a table."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from markupsafe import Markup
 
@@ -77,7 +77,7 @@ class Figure:
     definition: str = ""
     table: Table
     tips: Sequence[Tip] = ()
-    keys: Sequence[Key] = field(default=())
+    keys: Sequence[Key] = ()
     columns: int = 0
     link: str | None = None
     near: bool = False

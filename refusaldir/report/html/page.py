@@ -94,9 +94,15 @@ def sections(material: Material) -> list[Section]:
 
 
 def digits(table: Table) -> list[int]:
-    """Decimals of each column's numbers: the same for all of a column, 3 or more digits of it."""
-    found = []
-    for j in range(len(table.columns)):
+    """Decimals of each column's numbers: 3 or more digits of the largest.
+
+    Ends of intervals have as many as what they belong to, which stands before them.
+    """
+    found: list[int] = []
+    for j, title in enumerate(table.columns):
+        if found and title.rpartition(", ")[2].startswith(("lower", "upper")):
+            found.append(found[-1])
+            continue
         values = [row[j] for row in table.rows]
         largest = max((abs(v) for v in values if isinstance(v, float)), default=0.0)
         found.append(1 if largest >= 50 else 2 if largest >= 5 else 3)

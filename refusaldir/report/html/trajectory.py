@@ -7,7 +7,7 @@ from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Table
 from refusaldir.report.html.frame import ends
 from refusaldir.report.html.link import correlations_table
-from refusaldir.report.html.section import Block, Section
+from refusaldir.report.html.section import Block, Section, sentence
 from refusaldir.report.text import percent, visible
 from refusaldir.report.trajectory_figure import places_of, trajectory_panels
 
@@ -63,10 +63,13 @@ def trajectory_section(document: Row) -> Section:
     words = document["verdict"]
     blocks = [
         Block(sentences=words["sentences"]),
-        Block(figures=figures),
+        Block(title="Over the checkpoints", figures=figures),
         Block(title="All checkpoints", table=_table(document)),
         *_links(document["link"]),
-        Block(title="What a series cannot tell", sentences=[*words["limits"], *document["notes"]]),
+        Block(
+            title="What a series cannot tell",
+            sentences=[*words["limits"], *map(sentence, document["notes"])],
+        ),
     ]
     return Section(key="trajectory", title="How did it go?", short="How did it go?", blocks=blocks)
 

@@ -240,6 +240,8 @@ def test_the_command_is_spelt_out(options, expected):
 def test_a_column_has_one_number_of_decimals():
     table = Table(columns=["a", "b", "c"], rows=[("x", 0.12345, 99.9), ("y", None, 1.0)])
     assert digits(table) == [3, 3, 1]
+    ends = Table(columns=["b", "b, lower", "upper "], rows=[(6.0, 0.1, 99.9)])
+    assert digits(ends) == [2, 2, 2]
 
 
 def test_a_large_page_stays_under_eight_megabytes(make_document):
