@@ -14,7 +14,15 @@ from refusaldir.report.html.sampling import sampling_blocks
 from refusaldir.report.html.section import Block, Section
 from refusaldir.report.html.share_bars import labels_figure
 from refusaldir.report.layout import estimate
-from refusaldir.report.text import ALPHA, AXIS_TITLES, number, passes_holm, percent, visible
+from refusaldir.report.text import (
+    ALPHA,
+    AXIS_TITLES,
+    category_order,
+    number,
+    passes_holm,
+    percent,
+    visible,
+)
 
 Row = Mapping[str, Any]
 
@@ -54,7 +62,7 @@ def _axes(behaviour: Row) -> list[Block]:
     axes = {name: axis for name, axis in behaviour["axes"].items() if axis is not None}
     if not axes:
         return []
-    order = _order(axes)
+    order = category_order(behaviour)
     level = percent(behaviour["level"])
     judged = (
         f"Judge: {visible(behaviour['judge'])}. Change: tuned minus base on the same prompts, in "
@@ -72,7 +80,7 @@ def _axes(behaviour: Row) -> list[Block]:
         _dumbbells(name, axis, by, _group_order(axes, by))
         for by in _GROUPS
         for name, axis in axes.items()
-        if axis["breakdowns"].get(by) is not None
+        if axis["breakdowns"][by] is not None
     ]
     if others:
         blocks.append(Block(title="Refusals by framing, severity and domain", figures=others))
@@ -94,18 +102,8 @@ def _axes(behaviour: Row) -> list[Block]:
     return blocks
 
 
-def _order(axes: Mapping[str, Row]) -> list[str]:
-    """Categories, the largest fall on the first axis first, the same on both axes."""
-    place: dict[str, tuple[int, float]] = {}
-    for i, axis in enumerate(axes.values()):
-        for group in axis["breakdowns"]["category"]["groups"]:
-            change = group["difference"]["value"]
-            place.setdefault(group["name"], (9, 0.0) if change is None else (i, change))
-    return sorted(place, key=lambda name: (*place[name], name))
-
-
 def _group_order(axes: Mapping[str, Row], by: str) -> list[str]:
-    found = [axis["breakdowns"].get(by) for axis in axes.values()]
+    found = [axis["breakdowns"][by] for axis in axes.values()]
     names = [group["name"] for part in found if part is not None for group in part["groups"]]
     return list(dict.fromkeys(names))
 
