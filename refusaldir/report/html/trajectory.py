@@ -1,13 +1,16 @@
 """Several tuned models against one base: the figures over checkpoints, and their table."""
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from refusaldir.report.canvas import BLUE, VERMILLION
 from refusaldir.report.html.curves import curve_figure
 from refusaldir.report.html.figure import Cell, Table
 from refusaldir.report.html.frame import ends
 from refusaldir.report.html.link import correlations_table
 from refusaldir.report.html.section import Block, Section, sentence
+from refusaldir.report.panel import Panel, Series
 from refusaldir.report.text import percent, visible
 from refusaldir.report.trajectory_figure import places_of, trajectory_panels
 
@@ -42,6 +45,10 @@ def trajectory_section(document: Row) -> Section:
         None,
     )
     first = "" if mark is None else " Dotted: the first checkpoint found rotated."
+    panels = list(zip(trajectory_panels(points), _PANELS, strict=False))
+    scores = _scores(points)
+    if scores is not None:
+        panels.append((scores, ("over-scores", "Refusal score", "change from the start, nats")))
     figures = [
         curve_figure(
             panel,
@@ -58,7 +65,7 @@ def trajectory_section(document: Row) -> Section:
             mark=mark,
             link="checkpoint",
         )
-        for panel, (key, title, unit) in zip(trajectory_panels(points), _PANELS, strict=False)
+        for panel, (key, title, unit) in panels
     ]
     words = document["verdict"]
     blocks = [
@@ -72,6 +79,28 @@ def trajectory_section(document: Row) -> Section:
         ),
     ]
     return Section(key="trajectory", title="How did it go?", short="How did it go?", blocks=blocks)
+
+
+def _scores(points: Sequence[Row]) -> Panel | None:
+    """Change of the first-token refusal score, where a training monitor measured it."""
+    found = [point.get("score") for point in points]
+    if not any(found):
+        return None
+    series = []
+    for side, colour, style in (("harmful", VERMILLION, "-"), ("harmless", BLUE, "--")):
+        cells = [None if score is None else score[side]["change"] for score in found]
+        value, low, high = (
+            [math.nan if v is None else float(v) for v in column]
+            for column in zip(*map(ends, cells), strict=True)
+        )
+        series.append(
+            Series(
+                label=side, values=value, lower=low, upper=high, colour=colour, style=style,
+                filled=style == "-",
+            )
+        )  # fmt: skip
+    title = "Change of the first-token refusal score, in nats (0: none)"
+    return Panel(title=title, series=series, reference=0.0, least_span=0.5)
 
 
 def _brief(name: str) -> str:

@@ -201,8 +201,15 @@ def test_a_long_series_keeps_the_last_comparisons(bare, trajectory):
 
 
 def test_a_series_without_comparisons_has_its_trajectory(trajectory):
-    read = Reader(page(Series(trajectory=trajectory({"a": None, "b": None}), stops=())))
+    document = trajectory({"a": None, "b": None})
+    read = Reader(page(Series(trajectory=document, stops=())))
     assert "It went on." in read.text and "base → 2 checkpoints" in read.text
+    assert not any(a["id"] == "fig-over-scores" for a in read.all("figure"))
+    # What a training monitor measures besides.
+    change = {"change": document["checkpoints"][0]["angle"]}
+    document["checkpoints"][1]["score"] = {"harmful": change, "harmless": change}
+    read = Reader(page(Series(trajectory=document, stops=())))
+    assert any(a["id"] == "fig-over-scores" for a in read.all("figure"))
     assert not read.all("option") and [a["id"] for a in read.all("section")] == ["trajectory"]
 
 
