@@ -6,6 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from refusaldir.errors import ProbeError, RefusaldirError
+from refusaldir.models.spec import ModelSpec
+from refusaldir.pipeline.arm import is_capture
+from refusaldir.pipeline.plan import prompt_set
 from refusaldir.probes.escalation import Mode
 from refusaldir.probes.judging.spec import JudgeSpec
 from refusaldir.probes.plan import SamplingPlan
@@ -102,6 +105,11 @@ class Asked:
             or self.judges is not None
             or any(self.temperatures)
         )
+
+    def limit_of(self, sides: Sequence[str | Path | ModelSpec], limit: int | None) -> int | None:
+        """Most prompts of each class to capture: beside captures a limit is the battery's alone."""
+        captures = any(map(is_capture, sides))
+        return None if captures and self.battery is not None else limit
 
     def made(
         self, held_out: PromptSet, *, column_map: Mapping[str, str] | None, limit: int | None
@@ -220,6 +228,4 @@ def load_battery(
         PromptError: They cannot be found or read.
         ProbeError: They are escalations.
     """
-    from refusaldir.pipeline.plan import prompt_set
-
     return require_single(prompt_set(name, harmful, harmless, column_map, limit))

@@ -145,18 +145,6 @@ def diff(
         store=store,
         force=force,
     )
-    terms = make_terms(
-        (base, tuned),
-        choices,
-        prompts=prompts,
-        harmful=harmful,
-        harmless=harmless,
-        column_map=column_map,
-        limit=limit,
-        system=system,
-        thinking=thinking,
-        positions=positions,
-    )
     asked = Asked(
         battery=battery,
         escalations=escalations,
@@ -165,6 +153,18 @@ def diff(
         seeds=seeds,
         max_new_tokens=max_new_tokens,
         judges=judges,
+    )
+    terms = make_terms(
+        (base, tuned),
+        choices,
+        prompts=prompts,
+        harmful=harmful,
+        harmless=harmless,
+        column_map=column_map,
+        limit=asked.limit_of((base, tuned), limit),
+        system=system,
+        thinking=thinking,
+        positions=positions,
     )
     specs = not (is_capture(base) or is_capture(tuned))
     pair = Pair.settle(

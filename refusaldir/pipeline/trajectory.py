@@ -158,20 +158,6 @@ def diff_series(
     )
     stops = find_stops(base, tuned)
     sides = [base, *(stop.side for stop in stops)]
-    terms = make_terms(
-        sides,
-        choices,
-        prompts=prompts,
-        harmful=harmful,
-        harmless=harmless,
-        column_map=column_map,
-        limit=limit,
-        system=system,
-        thinking=thinking,
-        positions=positions,
-    )
-    arm = choices.arm("base", base, terms)
-    specs = not any(map(is_capture, sides))
     asked = Asked(
         battery=battery,
         escalations=escalations,
@@ -181,6 +167,20 @@ def diff_series(
         max_new_tokens=max_new_tokens,
         judges=judges,
     )
+    terms = make_terms(
+        sides,
+        choices,
+        prompts=prompts,
+        harmful=harmful,
+        harmless=harmless,
+        column_map=column_map,
+        limit=asked.limit_of(sides, limit),
+        system=system,
+        thinking=thinking,
+        positions=positions,
+    )
+    arm = choices.arm("base", base, terms)
+    specs = not any(map(is_capture, sides))
     battery_of = choices.battery(asked, terms, specs=specs, column_map=column_map, limit=limit)
     pairs = [
         Pair.settle(choices, terms, battery_of, arm, (base, stop.side), specs=specs)

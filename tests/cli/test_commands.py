@@ -416,3 +416,22 @@ def test_a_template_with_nothing_after_the_instruction(run, base_model, tuned_mo
     assert document["drift"]["site"]["position"] == -1
     assert document["drift"]["site"]["token"] == "t_inst"
     assert any("nothing after the instruction" in note for note in document["drift"]["notes"])
+
+
+def test_a_battery_beside_captures(captured, prompt_file):
+    """What is asked is another matter than what was captured; a limit is the battery's."""
+    words = ("diff", "base.h5", "tuned.h5", "--battery", prompt_file, "--limit", "5", "--out", "d",
+             "--max-new-tokens", "3", "--judge", "phrases", "--json")  # fmt: skip
+    done = captured(*words)
+    assert done.code == 0, done.err
+    document = json.loads(done.out)
+    assert document["drift"]["n_prompts"] == 40
+    behaviour = document["behaviour"]
+    assert behaviour["axes"]["refusal"]["overall"]["n"] == 5
+    assert [name.split("-")[0] for name in behaviour["base"]["judges"]] == ["phrases"]
+    # Both are projected on the direction of base, though none was selected.
+    directions = {behaviour[arm]["direction"] for arm in ("base", "tuned")}
+    assert len(directions) == 1 and None not in directions
+    assert behaviour["link"] is not None
+    off = captured(*words[:-1], "--behaviour", "off")
+    assert off.code == 2 and "--behaviour off" in off.sentence
