@@ -82,6 +82,12 @@ def row(name, code, *, harmful=True, **fields):
     )
 
 
+def labelled(name, label, **fields):
+    """One reply by its label, its intent named like its prompt."""
+    letter = next(code for code, known in CODES.items() if known == label)
+    return row(name, letter, **{"intent_id": name, **fields})
+
+
 def arm(
     harmful="", harmless="", *, categories=1, intents=None, scores=None, others=None, **changes
 ):

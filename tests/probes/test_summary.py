@@ -3,13 +3,17 @@
 from dataclasses import replace
 
 import pytest
-from behaviours import FIRST, behaviour, row
+from arms import behaviour
+from arms import labelled as row
 
 from refusaldir.probes.judged import GATE, gate, relabelled, said_of, with_surprise
 from refusaldir.probes.outcomes import LABELS, Judgement
 from refusaldir.probes.run import ProbeRun
 from refusaldir.probes.summary import summarise
 from refusaldir.statistics import proportion
+
+#: The judge of the rows made up here.
+FIRST = "phrases-1"
 
 
 def test_rates_are_those_counted_by_hand():
@@ -26,7 +30,7 @@ def test_rates_are_those_counted_by_hand():
     assert "framing" not in refusal.by, "one framing is no grouping"
     assert over.overall.rate == proportion(0, 4) and over.overall.n_cut_off == 1
     assert over.by == {}
-    assert any("1 of 10 replies were cut off at 8 tokens" in note for note in found.notes)
+    assert any("1 of 10 replies were cut off at 64 tokens" in note for note in found.notes)
 
 
 def test_a_prompt_asked_often_counts_once():

@@ -5,7 +5,8 @@ import json
 from dataclasses import replace
 
 import pytest
-from behaviours import FIRST, behaviour, row
+from arms import behaviour
+from arms import labelled as row
 from jsonschema import Draft202012Validator
 from rich.console import Console
 
@@ -34,7 +35,7 @@ def single():
         for i in range(12)
         for side in "hb"
     ]  # fmt: skip
-    return behaviour(rows, judges=(FIRST, "llm:judge#12"))
+    return behaviour(rows, judges=("phrases-1", "llm:judge#12"))
 
 
 def talks(mode):
