@@ -15,7 +15,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from refusaldir.errors import OutputExistsError, ProbeError
+from refusaldir.errors import OutputExistsError, ProbeError, PromptError
 from refusaldir.probes.behaviour import Behaviour, BehaviourProvenance, BehaviourRow
 from refusaldir.probes.escalation import Mode, conversation_at, play, user_turns
 from refusaldir.probes.host import Along, Host
@@ -273,17 +273,27 @@ class _Run:
     ) -> None:
         """Play the escalations once, at one temperature, seed and sample."""
         keys = {(slot.prompt.id, slot.turn): slot.key for slot in slots}
-        play(
-            self.prompts,
-            self.host.respond(self.plan, slots[0].job, self.along),
-            mode=self.mode or "frozen",
-            done={
-                (slot.prompt.id, slot.turn): known[slot.key].reply
-                for slot in slots
-                if slot.key in known and slot.turn is not None
-            },
-            on_turn=lambda turn: keep([(keys[turn.prompt_id, turn.turn], turn.reply)]),
-        )
+        mode = self.mode or "frozen"
+        try:
+            play(
+                self.prompts,
+                self.host.respond(self.plan, slots[0].job, self.along),
+                mode=mode,
+                done={
+                    (slot.prompt.id, slot.turn): known[slot.key].reply
+                    for slot in slots
+                    if slot.key in known and slot.turn is not None
+                },
+                on_turn=lambda turn: keep([(keys[turn.prompt_id, turn.turn], turn.reply)]),
+            )
+        except PromptError as error:
+            raise PromptError(
+                error.what,
+                expected=error.expected,
+                got=error.got,
+                where=f"{mode} escalations, {error.where}",
+                next_step="Ask for shorter replies with --max-new-tokens, or no escalations",
+            ) from error
 
     def _conclude(
         self,

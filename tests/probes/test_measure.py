@@ -449,6 +449,12 @@ def test_a_prompt_beyond_the_context_is_named(host):
         measure(host, PromptSet("long", tuple(few)), GREEDY)
 
 
+def test_an_escalation_that_outgrows_the_context_says_what_to_do(host):
+    longer = replace(GREEDY, max_new_tokens=200)
+    with pytest.raises(PromptError, match=r"live escalations.*conversations.*--max-new-tokens"):
+        measure(host, escalations(), longer, mode="live")
+
+
 # --- behind a server -----------------------------------------------------------------------------
 
 
