@@ -201,7 +201,7 @@ class ModelRun:
 def scorer_of(host: "ModelHost") -> str:
     """Names the model under which replies are scored."""
     model = host.model
-    return f"{model.name} {model.weights_hash} {model.dtype}"
+    return f"{model.name} {model.weights_hash[:16]} {model.dtype}"
 
 
 def _counted(count: Callable[[int], None]) -> Callable[[str, int], None]:
