@@ -60,6 +60,12 @@ class Probed:
         """The replies, read from the folder."""
         return ProbeRun.read(self.folder)
 
+    def _repr_html_(self) -> str:
+        from refusaldir.report.notebook import as_html
+        from refusaldir.report.probe_table import probe_report
+
+        return as_html(probe_report(self.document), self.files)
+
 
 def probe(
     model: str | ModelSpec | None = None,

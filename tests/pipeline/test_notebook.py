@@ -39,6 +39,16 @@ def test_results_show_themselves(base_model, tuned_model, prompt_file):
     assert "prompts" in shown(rd.plan(base.path))
 
 
+def test_a_probe_shows_itself(base_model, prompt_file):
+    """Asked in Python, read again from its folder, and kept when asked again."""
+    asked = {"battery": prompt_file, "max_new_tokens": 2, "limit": 2}
+    found = rd.probe(str(base_model), **asked)
+    assert "Share refused" in shown(found) and not found.reused
+    assert len(found.run.single.rows) == 4
+    again = rd.probe(str(base_model), **asked)
+    assert again.reused and again.document == found.document and again.folder == found.folder
+
+
 def test_a_series_shows_itself(base_model, tuned_model, prompt_file):
     series = rd.diff_series(
         str(base_model), [str(tuned_model)], prompts=prompt_file, behaviour="off", select="off"
