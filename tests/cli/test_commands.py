@@ -433,5 +433,8 @@ def test_a_battery_beside_captures(captured, prompt_file):
     directions = {behaviour[arm]["direction"] for arm in ("base", "tuned")}
     assert len(directions) == 1 and None not in directions
     assert behaviour["link"] is not None
+    # Each model's folder is a run, and the two are compared again without any model.
+    alone = json.loads(captured("diff", "d/base", "d/tuned", "--out", "e", "--json").out)
+    assert alone["behaviour"]["axes"] == behaviour["axes"]
     off = captured(*words[:-1], "--behaviour", "off")
     assert off.code == 2 and "--behaviour off" in off.sentence
