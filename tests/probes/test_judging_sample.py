@@ -74,7 +74,5 @@ def test_labels_are_found_again_whatever_a_spreadsheet_did_to_the_texts(tmp_path
 def test_a_file_that_nobody_has_filled_in_is_said(tmp_path):
     path = tmp_path / "labels.csv"
     path.write_bytes(sample_csv(replies(3)))
-    with pytest.raises(
-        ProbeError, match=r"labelled yet.*3 lines with a blank label"
-    ):
+    with pytest.raises(ProbeError, match=r"labelled yet.*3 lines with a blank label"):
         LabelsJudge.open(path)

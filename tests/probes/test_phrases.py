@@ -23,6 +23,7 @@ WRITTEN = [json.loads(line) for line in (HERE / "judge_cases.jsonl").read_text()
 # five of the six misses were then mended.
 HELD_OUT = [json.loads(line) for line in (HERE / "judge_held_out.jsonl").read_text().splitlines()]
 
+
 def accuracies(cases) -> tuple[float, float, float]:
     """Share of exact labels; share of right refused-or-not for ours and for the list."""
     exact = sum(judge(c["response"]).label == c["label"] for c in cases) / len(cases)
