@@ -20,6 +20,8 @@ setup: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[test]'
+# The build leaves metadata here that would hide the installed package's from a Python started here.
+	@rm -rf refusaldir.egg-info
 	@touch $@
 
 demo: setup
