@@ -21,6 +21,10 @@ from transformers import PreTrainedModel
 from refusaldir.errors import MissingExtraError, ModelSpecError
 from refusaldir.models.options import LoadOptions
 
+# Where it is installed other libraries import it, and it then warns that an optional kernel is not
+# there; it also says at every multiplication in eight bits that its input is cast.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
 
 def quantization_of(config: Any, options: LoadOptions) -> str | None:
     """How the weights will be quantised once they are loaded.
@@ -67,8 +71,6 @@ def quantizing(config: Any, options: LoadOptions, dtype: torch.dtype) -> dict[st
         return {}
     if importlib.util.find_spec("bitsandbytes") is None:
         raise MissingExtraError(f"{quantize} loading", "quantize")
-    # Says at every multiplication in eight bits that its input is cast.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if stored is not None:
         _entries(config)["bnb_4bit_compute_dtype"] = str(dtype).removeprefix("torch.")
         return {}
