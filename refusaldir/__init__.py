@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from refusaldir.pipeline.judging import sample_run as sample_run
     from refusaldir.pipeline.planning import Planned as Planned
     from refusaldir.pipeline.planning import plan as plan
+    from refusaldir.pipeline.report import write_report as write_report
     from refusaldir.pipeline.viewing import Viewed as Viewed
     from refusaldir.pipeline.viewing import view as view
     from refusaldir.probes.comparison import compare_replicates as compare_replicates
@@ -77,6 +78,7 @@ _HOMES = {
     "select": "refusaldir.pipeline",
     "view": "refusaldir.pipeline.viewing",
     "which_layers": "refusaldir.pipeline",
+    "write_report": "refusaldir.pipeline.report",
 }
 
 __version__ = "0.1.0"
@@ -113,6 +115,7 @@ __all__ = [
     "select",
     "view",
     "which_layers",
+    "write_report",
 ]
 
 

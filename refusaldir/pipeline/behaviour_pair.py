@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,7 @@ class BehaviourDiff:
         files: What was written, by name.
     """
 
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
     behaviour: "BehaviourComparison"
     folder: Path
     files: Mapping[str, Path]

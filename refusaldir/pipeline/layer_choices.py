@@ -1,7 +1,7 @@
 """What is asked of `which_layers`, and what it returns."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,8 +106,8 @@ class LayersFound:
         files: What was written, by name.
     """
 
-    document: dict[str, Any]
-    result: "LayersResult | None"
+    document: dict[str, Any] = field(repr=False)
+    result: "LayersResult | None" = field(repr=False)
     folder: Path
     files: Mapping[str, Path]
 

@@ -43,7 +43,7 @@ class Diff:
         reused: True when all of it was there already.
     """
 
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
     folder: Path
     files: Mapping[str, Path]
     compared: "Callable[[], Compared]" = field(repr=False, compare=False)

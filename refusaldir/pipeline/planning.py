@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +58,8 @@ class Planned:
         noise: The noise it was worked out from.
     """
 
-    document: dict[str, Any]
-    noise: Noise
+    document: dict[str, Any] = field(repr=False)
+    noise: Noise = field(repr=False)
 
     def _repr_html_(self) -> str:
         from refusaldir.report.notebook import as_html

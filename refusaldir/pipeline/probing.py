@@ -1,7 +1,7 @@
 """`probe`: what one model refuses and what it answers, in process or behind a server."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +50,7 @@ class Probed:
         reused: True when all of it was there already.
     """
 
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
     folder: Path
     files: Mapping[str, Path]
     reused: bool = False

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +35,12 @@ class Selected:
         reused: True when it was there already.
     """
 
-    document: dict[str, Any]
+    document: dict[str, Any] = field(repr=False)
     direction: Direction | None
     nearest: Direction | None
     folder: Path
     files: Mapping[str, Path]
-    choice: "CausalChoice | None" = None
+    choice: "CausalChoice | None" = field(default=None, repr=False)
     reused: bool = False
 
     @property

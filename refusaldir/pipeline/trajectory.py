@@ -1,7 +1,7 @@
 """`diff_series`: several checkpoints of one fine-tune against one base."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,8 +38,8 @@ class Series:
         files: What was written, by name.
     """
 
-    document: dict[str, Any]
-    trajectory: "Trajectory"
+    document: dict[str, Any] = field(repr=False)
+    trajectory: "Trajectory" = field(repr=False)
     folder: Path
     files: Mapping[str, Path]
 

@@ -36,7 +36,10 @@ def test_results_show_themselves(base_model, tuned_model, prompt_file):
         name.endswith(".svg") for name in found.files
     )
     assert "layers" in shown(found.layers)
-    assert "prompts" in shown(rd.plan(base.path))
+    planned = rd.plan(base.path)
+    assert "prompts" in shown(planned)
+    # At a prompt, too, they say what they are in a few lines.
+    assert all(len(repr(one)) < 8000 for one in (base, found, found.layers, planned))
 
 
 def test_a_probe_shows_itself(base_model, prompt_file):
