@@ -145,7 +145,7 @@ def diff_behaviour(
         MissingExtraError: A log is Inspect's, and Inspect is not installed.
     """
     from refusaldir.probes.comparison import compare_runs
-    from refusaldir.probes.run_link import link_runs
+    from refusaldir.probes.link.runs import link_runs
     from refusaldir.report.behaviour_document import build_behaviour
     from refusaldir.report.document import write_json
     from refusaldir.report.figures import write_behaviour_figures

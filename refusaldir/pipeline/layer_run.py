@@ -198,7 +198,7 @@ class LayerRun:
 
     def _refused(self, model: "HookedModel", sequences: Sequence[Sequence[int]]) -> list[float]:
         """1 for a refusal; what cannot be judged counts as none, as in refusal rates."""
-        from refusaldir.probes.generate import generate
+        from refusaldir.probes.generation.generate import generate
         from refusaldir.probes.outcomes import is_refused
         from refusaldir.probes.phrases import judge
 

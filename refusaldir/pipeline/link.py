@@ -9,7 +9,7 @@ from jaxtyping import Float
 from refusaldir.directions.reader import CaptureReader, read_site
 from refusaldir.drift.comparable import Rows, require_comparable
 from refusaldir.drift.disturbance import linear_cka, relative_change
-from refusaldir.probes.category_link import Measure
+from refusaldir.probes.link.categories import Measure
 from refusaldir.records import HARMFUL, HARMLESS, Estimate
 from refusaldir.statistics import Clusters
 

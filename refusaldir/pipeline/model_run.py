@@ -122,7 +122,7 @@ class ModelRun:
         Args:
             host: The model that scores.
         """
-        from refusaldir.probes.perplexity import surprises
+        from refusaldir.probes.generation.perplexity import surprises
 
         scorer = scorer_of(host)
         if self.surprised(scorer):

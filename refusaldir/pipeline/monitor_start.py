@@ -16,7 +16,7 @@ from refusaldir.models.load import NO_BACKEND, LoadedModel
 from refusaldir.pipeline.material import Material
 from refusaldir.pipeline.plan import Plan, Rendering, versions
 from refusaldir.pipeline.progress import silent
-from refusaldir.probes.generate import generate
+from refusaldir.probes.generation.generate import generate
 from refusaldir.probes.phrases import PhraseJudge
 from refusaldir.probes.refusal_tokens import (
     RefusalTokens,

@@ -307,7 +307,7 @@ class Pair:
         from refusaldir.drift.compare import compare
         from refusaldir.pipeline.link import category_measures
         from refusaldir.probes.comparison import compare_runs
-        from refusaldir.probes.run_link import link_runs
+        from refusaldir.probes.link.runs import link_runs
 
         choices = self.choices
         with Capture.open(base) as left, Capture.open(tuned) as right:

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from refusaldir.errors import RefusaldirError
-from refusaldir.probes.series_link import SeriesLink, series_link
+from refusaldir.probes.link.series import SeriesLink, series_link
 
 if TYPE_CHECKING:
     from refusaldir.models.spec import ModelSpec

@@ -24,7 +24,7 @@ from refusaldir.store import Capture, default_store
 
 if TYPE_CHECKING:
     from refusaldir.drift.trajectory import Checkpoint, Trajectory
-    from refusaldir.probes.series_link import SeriesLink
+    from refusaldir.probes.link.series import SeriesLink
 
 
 @dataclass(frozen=True, kw_only=True)

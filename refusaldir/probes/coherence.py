@@ -73,7 +73,7 @@ def incoherence(text: str, surprise: float | None = None, *, refused: bool = Fal
     Args:
         text: The reply, special tokens left out.
         surprise: Its mean surprise under base in nats a token
-            (`refusaldir.probes.perplexity.surprises`); None where that is not known.
+            (`refusaldir.probes.generation.perplexity.surprises`); None where that is not known.
         refused: Whether its words refuse: a refusal that loops still says one thing.
     """
     if surprise is not None and surprise > MOST_SURPRISE:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from refusaldir.errors import PromptError
 from refusaldir.models.bridge import HookedModel
-from refusaldir.probes.generate import Response, generate, stop_ids
+from refusaldir.probes.generation.generate import Response, generate, stop_ids
+from refusaldir.probes.generation.in_process import InProcessRespond, reply_of
+from refusaldir.probes.generation.projection import projections
 from refusaldir.probes.host import Along, Reading
-from refusaldir.probes.in_process import InProcessRespond, reply_of
 from refusaldir.probes.plan import Job, SamplingPlan
-from refusaldir.probes.projection import projections
 from refusaldir.probes.reply import Conversation, Reply
 from refusaldir.prompts.render import ChatRenderer, RenderedSet
 from refusaldir.prompts.schema import Prompt, PromptSet
@@ -92,7 +92,7 @@ class ModelHost:
 
         Raises:
             PromptError: A prompt leaves no room for a reply in the model's context.
-            ProbeError: See `refusaldir.probes.generate.generate`.
+            ProbeError: See `refusaldir.probes.generation.generate`.
         """
         rendered = self.renderer.render(prompts)
         self._check_room(rendered, plan.max_new_tokens)

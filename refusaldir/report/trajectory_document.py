@@ -18,7 +18,7 @@ from refusaldir.report.text import number, percent
 
 if TYPE_CHECKING:
     from refusaldir.drift.trajectory import Trajectory
-    from refusaldir.probes.series_link import SeriesLink
+    from refusaldir.probes.link.series import SeriesLink
 
 Row = Mapping[str, Any]
 

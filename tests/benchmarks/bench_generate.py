@@ -26,7 +26,7 @@ import torch
 from refusaldir.models.bridge import HookedModel, hook_model
 from refusaldir.models.load import load_model
 from refusaldir.models.options import LoadOptions
-from refusaldir.probes.generate import DEFAULT_ROWS, generate, stop_ids
+from refusaldir.probes.generation.generate import DEFAULT_ROWS, generate, stop_ids
 from refusaldir.prompts.load import load_prompts
 from refusaldir.prompts.render import ChatRenderer
 from refusaldir.prompts.schema import PromptSet

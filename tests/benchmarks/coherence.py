@@ -5,8 +5,8 @@
 Greedy replies of both models to contrast prompts of the validation split, the same spoilt (words
 shuffled, tokens drawn at random from the vocabulary), their first tokens alone, replies of base
 with its refusal direction ablated (mean difference at one site, from prompts of the train split),
-and replies at temperature 1. Surprise is base's (`refusaldir.probes.perplexity`). Printed for
-each kind: share that loops, quantiles of the surprise, share over the threshold, share that the
+and replies at temperature 1. Surprise is base's (`refusaldir.probes.generation.perplexity`).
+Printed for each kind: share that loops, quantiles of the surprise, share over the threshold, share that the
 gate stops. The shares of greedy replies are false positives but for those that do loop, the
 shares of spoilt ones what it finds. Of ablated and hot replies no truth is known.
 """
@@ -25,8 +25,8 @@ from refusaldir.models.bridge import HookedModel, hook_model
 from refusaldir.models.load import load_model
 from refusaldir.models.options import LoadOptions
 from refusaldir.probes.coherence import MOST_SURPRISE, incoherence, repetition
-from refusaldir.probes.generate import generate
-from refusaldir.probes.perplexity import surprises
+from refusaldir.probes.generation.generate import generate
+from refusaldir.probes.generation.perplexity import surprises
 from refusaldir.prompts.load import load_prompts
 from refusaldir.prompts.render import ChatRenderer, RenderedSet
 from refusaldir.records import HARMFUL, HARMLESS, Positions

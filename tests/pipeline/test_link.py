@@ -10,7 +10,7 @@ from planted import make_capture, make_prompts
 from refusaldir.drift.compare import compare
 from refusaldir.drift.disturbance import linear_cka
 from refusaldir.pipeline.link import category_measures
-from refusaldir.probes.run_link import link_runs
+from refusaldir.probes.link.runs import link_runs
 from refusaldir.statistics import Clusters
 
 

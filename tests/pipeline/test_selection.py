@@ -173,7 +173,7 @@ def test_check_counts_refusals_under_the_direction_and_under_chance(base_model, 
     ]
     from refusaldir.hooks import Ablation, intervene
     from refusaldir.models.bridge import open_model
-    from refusaldir.probes.generate import generate
+    from refusaldir.probes.generation.generate import generate
     from refusaldir.prompts.render import ChatRenderer
 
     # What was written is what the model says with the direction ablated, and not without.

@@ -6,9 +6,9 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicCache
 
-from refusaldir.probes import decoding as module
-from refusaldir.probes.decoding import SPARE, chunk_rows, may_pad, side_by_side
-from refusaldir.probes.generate import generate
+from refusaldir.probes.generation import decoding as module
+from refusaldir.probes.generation.decoding import SPARE, chunk_rows, may_pad, side_by_side
+from refusaldir.probes.generation.generate import generate
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ import pytest
 import scipy.stats
 import torch
 
-from refusaldir.probes import draw as module
-from refusaldir.probes.draw import draw
+from refusaldir.probes.generation import draw as module
+from refusaldir.probes.generation.draw import draw
 
 
 def logits_of(vocab: int, seed: int = 0, scale: float = 2.0) -> torch.Tensor:

@@ -10,8 +10,8 @@ from refusaldir.errors import ProbeError, PromptError
 from refusaldir.probes.chat_client import KEY_VARIABLE, Patience
 from refusaldir.probes.endpoint import Endpoint, EndpointRespond
 from refusaldir.probes.escalation import SILENCE, opening_turns, play, summarise, user_turns
-from refusaldir.probes.generate import stop_ids
-from refusaldir.probes.in_process import InProcessRespond
+from refusaldir.probes.generation.generate import stop_ids
+from refusaldir.probes.generation.in_process import InProcessRespond
 from refusaldir.probes.outcomes import (
     COMPLIANCE,
     EMPTY,

@@ -10,9 +10,9 @@ from refusaldir.directions.mean_diff import Direction
 from refusaldir.errors import CaptureError, ProbeError
 from refusaldir.geometry import project
 from refusaldir.hooks import Ablation, intervene
-from refusaldir.probes import generate as module
-from refusaldir.probes.decoding import Decoding
-from refusaldir.probes.generate import generate, stop_ids
+from refusaldir.probes.generation import generate as module
+from refusaldir.probes.generation.decoding import Decoding
+from refusaldir.probes.generation.generate import generate, stop_ids
 from refusaldir.records import Positions, Site
 
 BUDGET = 16

@@ -6,10 +6,10 @@ import torch
 
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.probes.escalation import SILENCE, play
-from refusaldir.probes.generate import generate
-from refusaldir.probes.in_process import InProcessRespond
+from refusaldir.probes.generation.generate import generate
+from refusaldir.probes.generation.in_process import InProcessRespond
+from refusaldir.probes.generation.projection import projections
 from refusaldir.probes.plan import drawn_seed
-from refusaldir.probes.projection import projections
 from refusaldir.prompts.render import ChatRenderer
 from refusaldir.prompts.schema import Prompt, Turn
 from refusaldir.records import Site

@@ -361,7 +361,7 @@ def test_a_hugging_face_model_says_what_generate_says(tmp_path, base_model, prom
 def test_the_embedded_model_says_the_same_in_inspect_and_here(tmp_path):
     from refusaldir.models.bridge import open_model
     from refusaldir.models.embedded import embedded_model
-    from refusaldir.probes.generate import generate as ours
+    from refusaldir.probes.generation.generate import generate as ours
     from refusaldir.prompts.render import ChatRenderer
 
     folder = embedded_model()

@@ -24,7 +24,7 @@ from transformers import (
 
 from refusaldir.errors import ModelLoadError, ModelSpecError, ProbeError
 from refusaldir.models.options import LoadOptions
-from refusaldir.probes.generate import stop_ids
+from refusaldir.probes.generation.generate import stop_ids
 from refusaldir.probes.judging.classifier import ClassifierJudge, open_classifier
 from refusaldir.probes.judging.guard_judge import GuardJudge
 from refusaldir.probes.judging.guards import (

@@ -8,7 +8,7 @@ import statsmodels.api as sm
 from scipy.special import expit
 
 from refusaldir.errors import ProbeError
-from refusaldir.probes.link import link_to_mechanism
+from refusaldir.probes.link.mechanism import link_to_mechanism
 from refusaldir.report.document import plain
 
 #: P(refuse | z) = σ(INTERCEPT + SLOPE z) in base.

@@ -6,7 +6,7 @@ import statsmodels.api as sm
 from scipy.special import expit
 from sklearn.linear_model import LogisticRegression
 
-from refusaldir.probes.logistic import RIDGE, fit_logistic, separable
+from refusaldir.probes.link.logistic import RIDGE, fit_logistic, separable
 
 
 def data(n=400, seed=0, intercept=0.7, slope=1.8):

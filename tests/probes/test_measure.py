@@ -15,7 +15,7 @@ from refusaldir.probes.behaviour import Behaviour
 from refusaldir.probes.chat_client import KEY_VARIABLE, Patience
 from refusaldir.probes.endpoint import Endpoint
 from refusaldir.probes.escalation import conversation_at
-from refusaldir.probes.generate import generate
+from refusaldir.probes.generation.generate import generate
 from refusaldir.probes.host import Along
 from refusaldir.probes.measure import measure
 from refusaldir.probes.model_host import ModelHost

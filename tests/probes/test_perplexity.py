@@ -6,8 +6,8 @@ import torch
 
 from refusaldir.batching import run_batches
 from refusaldir.errors import ProbeError
-from refusaldir.probes import perplexity as module
-from refusaldir.probes.perplexity import surprises
+from refusaldir.probes.generation import perplexity as module
+from refusaldir.probes.generation.perplexity import surprises
 
 REPLIES = (
     "sorry i can't help with that",

@@ -6,8 +6,8 @@ import torch
 
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.errors import CaptureError
-from refusaldir.probes.generate import generate
-from refusaldir.probes.projection import projections
+from refusaldir.probes.generation.generate import generate
+from refusaldir.probes.generation.projection import projections
 from refusaldir.records import Site
 
 

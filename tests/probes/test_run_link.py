@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from linked import DIRECTION, INTERCEPT, SLOPE, curve, runs, with_rows
 
-from refusaldir.probes.category_link import LIMIT, Measure
 from refusaldir.probes.comparison import compare_runs
-from refusaldir.probes.link import link_to_mechanism
+from refusaldir.probes.link.categories import LIMIT, Measure
+from refusaldir.probes.link.mechanism import link_to_mechanism
+from refusaldir.probes.link.runs import link_runs
 from refusaldir.probes.run import ProbeRun
-from refusaldir.probes.run_link import link_runs
 from refusaldir.records import Estimate
 from refusaldir.report.document import plain
 from refusaldir.report.schema import document_schema, first_violation

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from refusaldir.probes.series_link import series_link
+from refusaldir.probes.link.series import series_link
 
 ROWS = [f"tuned {i}" for i in range(12)]
 SAID = {"rotation": "angle, degrees", "weight distance": "Frobenius norm", "CKA": "one minus CKA"}

@@ -17,7 +17,7 @@ from refusaldir.models.bridge import open_model
 from refusaldir.probes.chat_client import Patience
 from refusaldir.probes.endpoint import ChatRequest, Endpoint, EndpointRespond, ask
 from refusaldir.probes.escalation import play
-from refusaldir.probes.in_process import InProcessRespond
+from refusaldir.probes.generation.in_process import InProcessRespond
 from refusaldir.prompts.render import ChatRenderer
 from refusaldir.prompts.schema import Prompt, PromptSet, Turn
 

@@ -11,8 +11,8 @@ from linked import runs, with_rows
 from rich.cells import cell_len
 from rich.console import Console, Group
 
-from refusaldir.probes.category_link import Measure
-from refusaldir.probes.run_link import link_runs
+from refusaldir.probes.link.categories import Measure
+from refusaldir.probes.link.runs import link_runs
 from refusaldir.records import Estimate
 from refusaldir.report.document import plain
 from refusaldir.report.figures import write_figures

@@ -10,7 +10,7 @@ from rich.console import Console
 from refusaldir.drift.layer_result import ByClass
 from refusaldir.drift.trajectory import Checkpoint, trajectory
 from refusaldir.errors import StoreError
-from refusaldir.probes.series_link import series_link
+from refusaldir.probes.link.series import series_link
 from refusaldir.records import Estimate, Site
 from refusaldir.report.document import load_document, write_json
 from refusaldir.report.schema import CHECKED, DESCRIBING, document_schema, first_violation

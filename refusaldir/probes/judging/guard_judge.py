@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from refusaldir.models.bridge import HookedModel
-from refusaldir.probes.generate import generate
+from refusaldir.probes.generation.generate import generate
 from refusaldir.probes.judging.guards import FORMATS_VERSION, GuardPreset, plain_text
 from refusaldir.probes.judging.many import OnJudged, Pair, has_words, report_all
 from refusaldir.probes.judging.rubric import shorten

@@ -9,8 +9,8 @@ import pytest
 import simulated
 
 from refusaldir.probes.comparison import compare_runs
+from refusaldir.probes.link.runs import link_runs
 from refusaldir.probes.run import ProbeRun
-from refusaldir.probes.run_link import link_runs
 from refusaldir.report.document import build_document, to_json
 from refusaldir.report.html import Material, page
 

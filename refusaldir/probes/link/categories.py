@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from refusaldir.probes.link import AXES, LinkParts
+from refusaldir.probes.link.mechanism import AXES, LinkParts
 from refusaldir.probes.rank_correlation import DriftCorrelation, drift_against_behaviour
 from refusaldir.records import Estimate
 

@@ -21,7 +21,7 @@ from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingW
 from refusaldir.batching import SharedPrefix, TokenBatch, collate
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.models.bridge import HookedModel
-from refusaldir.probes.draw import draw
+from refusaldir.probes.generation.draw import draw
 
 #: Finished rows leave the batch when they are at least this share of it.
 DROP_SHARE = 0.125

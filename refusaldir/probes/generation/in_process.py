@@ -9,7 +9,7 @@ from torch import Tensor
 
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.models.bridge import HookedModel
-from refusaldir.probes.generate import Response, generate
+from refusaldir.probes.generation.generate import Response, generate
 from refusaldir.probes.plan import drawn_seed
 from refusaldir.probes.reply import Conversation, OnReply, Reply
 from refusaldir.prompts.render import ChatRenderer
@@ -59,7 +59,7 @@ class InProcessRespond:
         Raises:
             PromptError: A conversation leaves no room for the reply in the model's context.
             TemplateError: The template refuses one.
-            ProbeError: See `refusaldir.probes.generate.generate`.
+            ProbeError: See `refusaldir.probes.generation.generate`.
         """
         if not conversations:
             return []

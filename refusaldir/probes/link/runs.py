@@ -15,16 +15,16 @@ from typing import Any
 import numpy as np
 
 from refusaldir.probes.behaviour import Behaviour, BehaviourRow
-from refusaldir.probes.category_link import (
+from refusaldir.probes.comparison.paired_prompt import PairedPrompt
+from refusaldir.probes.courses import courses
+from refusaldir.probes.link.categories import (
     LIMIT,
     SHIFT,
     CategoryLink,
     Measure,
     category_links,
 )
-from refusaldir.probes.comparison.paired_prompt import PairedPrompt
-from refusaldir.probes.courses import courses
-from refusaldir.probes.link import SUBJECTS, LinkParts, MechanismLink, link_to_mechanism
+from refusaldir.probes.link.mechanism import SUBJECTS, LinkParts, MechanismLink, link_to_mechanism
 from refusaldir.probes.rank_correlation import DriftCorrelation
 from refusaldir.probes.run import FILES, ProbeRun
 from refusaldir.records import Estimate

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import expit
 
-from refusaldir.probes.logistic import separable
+from refusaldir.probes.link.logistic import separable
 from refusaldir.records import Estimate
 from refusaldir.statistics import Clusters, critical_value, jackknife
 

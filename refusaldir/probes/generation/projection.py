@@ -1,6 +1,6 @@
 """Projections of prompts on a direction, without generating anything.
 
-Where replies are generated anyway, `refusaldir.probes.generate.generate` reads the same off the
+Where replies are generated anyway, `refusaldir.probes.generation.generate` reads the same off the
 pass that the prompt takes; this is for prompts whose replies are there already.
 """
 

@@ -2,13 +2,13 @@
 
 The tokens that all prompts start with are run once (`refusaldir.batching.SharedPrefix`), and
 equal prompts once a batch. Prompts run with no padding to speak of, and rows of different
-lengths then decode side by side (`refusaldir.probes.decoding`). The Hugging Face model does the
-work with its own attention, so active hooks act at every step: on ``[batch, seq, d_model]`` at
-the start, then on ``[batch, 1, d_model]``.
+lengths then decode side by side (`refusaldir.probes.generation.decoding`). The Hugging Face model
+does the work with its own attention, so active hooks act at every step: on
+``[batch, seq, d_model]`` at the start, then on ``[batch, 1, d_model]``.
 
 Decoding is plain argmax at temperature 0, and above it a draw from the whole softmax
-(`refusaldir.probes.draw`). There is no top-p or top-k, and penalties and forced tokens of a
-model's generation config are not applied: they are sampling advice, would make two arms differ
+(`refusaldir.probes.generation.draw`). There is no top-p or top-k, and penalties and forced tokens
+of a model's generation config are not applied: they are sampling advice, would make two arms differ
 by configuration, and hide the tail in which a refusal may begin. A reply depends on the model,
 its prompt, temperature and seed; on the batch only as far as rounding does.
 """
@@ -27,7 +27,7 @@ from refusaldir.batching import SharedPrefix, is_out_of_memory
 from refusaldir.directions.mean_diff import Direction
 from refusaldir.errors import ProbeError
 from refusaldir.models.bridge import HookedModel
-from refusaldir.probes.decoding import Asked, Decoding, PrefillFn, may_pad
+from refusaldir.probes.generation.decoding import Asked, Decoding, PrefillFn, may_pad
 from refusaldir.records import common_prefix_length
 
 #: Rows a batch before memory says otherwise.

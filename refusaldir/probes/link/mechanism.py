@@ -28,8 +28,8 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.special import expit
 
 from refusaldir.errors import ProbeError
-from refusaldir.probes.logistic import fit_logistic
-from refusaldir.probes.refusal_curve import FloatArray, RefusalCurve, refusal_curve
+from refusaldir.probes.link.logistic import fit_logistic
+from refusaldir.probes.link.refusal_curve import FloatArray, RefusalCurve, refusal_curve
 from refusaldir.records import Estimate
 from refusaldir.statistics import Clusters, critical_value, student_interval
 

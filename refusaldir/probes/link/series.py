@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from refusaldir.probes.link import SUBJECTS
+from refusaldir.probes.link.mechanism import SUBJECTS
 from refusaldir.probes.rank_correlation import Column, DriftCorrelation, drift_against_behaviour
 from refusaldir.records import Estimate
 

@@ -1,0 +1,1 @@
+"""How a change of refusals goes with the prompts' projections on base's direction."""
