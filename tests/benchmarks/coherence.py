@@ -6,9 +6,9 @@ Greedy replies of both models to contrast prompts of the validation split, the s
 shuffled, tokens drawn at random from the vocabulary), their first tokens alone, replies of base
 with its refusal direction ablated (mean difference at one site, from prompts of the train split),
 and replies at temperature 1. Surprise is base's (`refusaldir.probes.generation.perplexity`).
-Printed for each kind: share that loops, quantiles of the surprise, share over the threshold, share that the
-gate stops. The shares of greedy replies are false positives but for those that do loop, the
-shares of spoilt ones what it finds. Of ablated and hot replies no truth is known.
+Printed for each kind: share that loops, quantiles of the surprise, share over the threshold, share
+that the gate stops. The shares of greedy replies are false positives but for those that do loop,
+the shares of spoilt ones what it finds. Of ablated and hot replies no truth is known.
 """
 
 import argparse
