@@ -64,11 +64,6 @@ class Effects:
         if not np.isfinite(self.values).all():
             raise RefusaldirError("An effect is not finite", where=self.lens)
 
-    def mean_of(self, layers: tuple[Layer, ...]) -> FloatArray:
-        """Mean effect of each of some layers; 0 for one that did not change."""
-        means = dict(zip(self.layers, self.values.mean(axis=0), strict=True))
-        return np.array([means.get(layer, 0.0) for layer in layers])
-
 
 @dataclass(frozen=True, kw_only=True)
 class OutcomeChange:

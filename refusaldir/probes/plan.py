@@ -87,8 +87,8 @@ class SamplingPlan:
     def jobs(self, prompts: PromptSet) -> tuple[Job, ...]:
         """Every reply to generate, all prompts of one repetition before the next.
 
-        The order is by temperature, seed, sample, prompt; it depends on nothing else, so that a
-        run that stops early has whole repetitions.
+        The order is by temperature, seed, sample, prompt, and depends on nothing else. It is that
+        of the rows, not that in which replies come: a run that stops early may have any of them.
         """
         said = [_said(prompt.turns) for prompt in prompts]
         jobs = []

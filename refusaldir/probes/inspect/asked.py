@@ -37,11 +37,6 @@ class Asked:
     turn: int | None
 
 
-def is_own(sample: "EvalSample") -> bool:
-    """Whether a sample is one of our own tasks'."""
-    return {PROMPT_ID, *FIELDS} <= set(sample.metadata)
-
-
 def own_prompt(sample: "EvalSample") -> Asked:
     """The prompt of a sample of our own tasks."""
     found = sample.metadata
