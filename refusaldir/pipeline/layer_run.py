@@ -152,6 +152,13 @@ class LayerRun:
         return self.material.ids(self.chosen.harmful)
 
     @cached_property
+    def requests(self) -> dict[tuple[int, ...], str]:
+        """What each of them asks, by its token ids: the judge reads request and response."""
+        prompts = self.material.rendered.prompts
+        rows = zip(self.ids, self.chosen.harmful, strict=True)
+        return {ids: prompts[int(row)].text for ids, row in rows}
+
+    @cached_property
     def clusters(self) -> Clusters:
         """Their intents."""
         prompts = self.material.rendered.prompts
@@ -209,7 +216,10 @@ class LayerRun:
             batch_size=self.asked.batch_size,
         )
         texts = {response.index: response.text for response in said}
-        return [float(bool(is_refused(judge(texts[i]).label))) for i in range(len(sequences))]
+        return [
+            float(bool(is_refused(judge(texts[i], self.requests[tuple(ids)]).label)))
+            for i, ids in enumerate(sequences)
+        ]
 
     def _path(self, outcome: "Outcome | RefusalRate") -> "PathAttribution | None":
         from refusaldir.layers.outcomes import RefusalRate

@@ -188,6 +188,22 @@ def test_the_refusal_rate_is_attributed_by_transplants_alone(pair, prompt_file):
     assert document["ranking"] is None  # random weights refuse nothing
 
 
+def test_the_judge_of_the_refusal_rate_reads_request_and_response(pair, prompt_file, monkeypatch):
+    from refusaldir.probes import phrases
+
+    asked = []
+    judge = phrases.judge
+
+    def listening(response, prompt=""):
+        asked.append(prompt)
+        return judge(response, prompt)
+
+    monkeypatch.setattr(phrases, "judge", listening)
+    run(pair, prompt_file, outcome="rate", mode="full", max_new_tokens=2, refusal_tokens=None)
+    harmful = [p.text for p in rd.load_prompts(prompt_file) if p.label == "harmful"]
+    assert asked and set(asked) <= set(harmful)
+
+
 def test_a_direction_selected_in_base_is_followed(pair, prompt_file):
     criteria = rd.Criteria(
         refusal_tokens=("a",), filter_prompts=False, kl=1e9, induce=-1e9, depth=1.0
