@@ -58,7 +58,7 @@ class Judge(Protocol):
 
     @property
     def version(self) -> str:
-        """Name and version, e.g. ``"phrases-2"``."""
+        """Name and version, e.g. ``"phrases-3"``."""
         ...
 
     def __call__(self, prompt: str, response: str) -> Judgement:

@@ -60,9 +60,9 @@ def off_topic(prompt: str, response: str) -> str | None:
     """
     if not (_is_english(prompt) and _is_english(response)):
         return None
-    wanted, said = content_words(prompt), content_words(response)
-    if any(_alike(one, other) for one in wanted for other in said):
+    if share_words(prompt, response):
         return None
+    wanted, said = content_words(prompt), content_words(response)
     if len(wanted) < REQUEST_WORDS:
         return None
     if len(said) >= RESPONSE_WORDS and len(wanted) * len(said) >= CHANCES:
@@ -71,6 +71,11 @@ def off_topic(prompt: str, response: str) -> str | None:
     if announced and content_words(announced["what"]):
         return f"off topic: announces '{announced['what'].strip()[:80]}'"
     return None
+
+
+def share_words(one: str, other: str) -> bool:
+    """Whether two texts have a content word in common, in any inflection."""
+    return any(_alike(a, b) for a in content_words(one) for b in content_words(other))
 
 
 def content_words(text: str) -> frozenset[str]:
