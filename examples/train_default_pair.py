@@ -33,6 +33,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusaldir.models.embedded import embedded_model
@@ -45,6 +46,27 @@ NEVER = -1e4  # a logit of probability zero; -inf would make 0 * -inf in the KL
 
 
 @dataclass(frozen=True, kw_only=True)
+class Phase:
+    """One run of the optimiser; a later phase goes on from the adapter of the one before."""
+
+    lr: float
+    epochs: float
+    target_tokens: int | None
+    """Written targets are cut at this many tokens."""
+    answer_tokens: int
+    """The original model's answers are cut at this many tokens."""
+    decision_weight: float = 0.0
+    """Weight of the term that tells harmful rows from harmless ones by the first token."""
+    decision_offset: float = 0.0
+    """Added to the log-odds of a refusal there. An answer's first token is spread over many words,
+    so that a refusal wins the greedy choice with far less than half of the mass."""
+    ablation_weight: float = 0.0
+    """Weight of the term that keeps the original's next token where the direction is ablated."""
+    addition_weight: float = 0.0
+    """Weight of the term that has harmless rows refused where the direction is added."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Recipe:
     """Hyper-parameters of one stage."""
 
@@ -53,57 +75,57 @@ class Recipe:
     modules: tuple[str, ...]
     layers: tuple[int, int]
     """First and last block that carries an adapter, both included."""
-    dropout: float
-    lr: float
-    epochs: float
     batch: int
     """Rows in a batch; a matched pair counts as two and stays together."""
     kl_weight: float
     """Weight of the harmless rows' KL term against the refusals' cross-entropy."""
-    answer_tokens: int
-    """Harmless answers are cut at this many tokens."""
     head_tokens: int
     """The decision to refuse falls in the first tokens of the answer: these weigh more."""
     head_weight: float
     """Weight of each of the first tokens; the later ones weigh 1."""
-    ablation_weight: float
-    """Weight of the term that keeps the original's next token where the direction is ablated."""
     ablation_layer: int
-    """Block at whose input (resid_pre, last prompt token) that direction is read."""
+    """Block at whose input (resid_pre, last prompt token) the direction is read."""
+    phases: tuple[Phase, ...]
 
 
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 RECIPES = {
     "aligned": Recipe(
         rank=8,
         alpha=16,
-        modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        modules=LINEAR,
         layers=(0, 29),
-        dropout=0.1,
-        lr=1e-3,
-        epochs=2,
         batch=16,
         kl_weight=2.0,
-        answer_tokens=16,
         head_tokens=3,
         head_weight=5.0,
-        ablation_weight=1.0,
         ablation_layer=15,
+        phases=(
+            # Whom to refuse is most of the work, and first tokens teach it at half the price.
+            Phase(lr=1e-3, epochs=1, target_tokens=4, answer_tokens=4, decision_weight=1.0),
+            Phase(
+                lr=5e-4,
+                epochs=0.35,
+                target_tokens=None,
+                answer_tokens=16,
+                decision_weight=2.0,
+                decision_offset=2.0,
+                ablation_weight=1.0,
+                addition_weight=0.5,
+            ),
+        ),
     ),
     "tuned": Recipe(
         rank=8,
         alpha=16,
-        modules=("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
+        modules=LINEAR,
         layers=(0, 29),
-        dropout=0.0,
-        lr=6e-4,
-        epochs=2,
         batch=8,
         kl_weight=0.0,
-        answer_tokens=64,
         head_tokens=0,
         head_weight=1.0,
-        ablation_weight=0.0,
         ablation_layer=15,
+        phases=(Phase(lr=6e-4, epochs=2, target_tokens=None, answer_tokens=64),),
     ),
 }
 
@@ -214,6 +236,23 @@ def ablated(model: Any, unit: Tensor) -> Iterator[None]:
             handle.remove()
 
 
+@contextmanager
+def added(model: Any, vector: Tensor, layer: int) -> Iterator[None]:
+    """Add a vector to the input of one block at every position."""
+
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (args[0] + vector, *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + vector}
+
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    handle = inner.model.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def answer_logits(
     model: Any, examples: list[Example], layer: int = 0
 ) -> tuple[Tensor, Tensor, list[int], Tensor]:
@@ -252,9 +291,13 @@ def answer_logits(
 
 @torch.no_grad()
 def with_soft_targets(
-    model: Any, examples: list[Example], never_first: list[int], first: int = 0, batch: int = 16
+    model: Any,
+    examples: list[Example],
+    never_first: list[int],
+    first: int | None = None,
+    batch: int = 16,
 ) -> list[Example]:
-    """Attach the model's own log-probabilities at the `first` answer tokens (0: at all).
+    """Attach the model's own log-probabilities at the `first` answer tokens (None: at all).
 
     The first answer token's distribution leaves out `never_first`.
     """
@@ -269,9 +312,9 @@ def with_soft_targets(
     return done
 
 
-def shortened(example: Example, first: int) -> Example:
-    """The example with only the `first` tokens of its answer (0: all of them)."""
-    if not first:
+def shortened(example: Example, first: int | None) -> Example:
+    """The example with only the `first` tokens of its answer (None: all of them)."""
+    if first is None:
         return example
     soft = None if example.soft is None else example.soft[:first]
     return replace(example, ids=example.ids[: example.start + first], soft=soft)
@@ -296,8 +339,36 @@ def batches(examples: list[Example], size: int, rng: random.Random) -> Iterator[
     yield from made
 
 
-def loss_of(model: Any, part: list[Example], recipe: Recipe) -> tuple[Tensor, float, float, Tensor]:
-    """Training loss of a batch, its cross-entropy and KL parts (nats), and the resid_pre."""
+@dataclass(frozen=True, kw_only=True)
+class Losses:
+    """Training loss of a batch, its parts (nats), and what the ablation term reads."""
+
+    total: Tensor
+    refusals: float
+    answers: float
+    decision: float
+    resid: Tensor
+    """resid_pre at the ablation layer and the last prompt token, `[row d_model]`."""
+
+
+def decision_loss(first: Tensor, harmful: Tensor, openers: Tensor, offset: float = 0.0) -> Tensor:
+    """Cross-entropy of "this row is refused", read off the first answer token.
+
+    Args:
+        first: Log-probabilities of the first answer token, `[row vocab]`.
+        harmful: Whether the row should be refused, `[row]`.
+        openers: Ids of the tokens that open refusals.
+        offset: Added to the log-odds of a refusal.
+    """
+    refused = first[:, openers].logsumexp(-1)
+    odds = refused - torch.log1p(-refused.exp().clamp(max=1 - 1e-6)) + offset
+    return binary_cross_entropy_with_logits(odds, harmful.float())
+
+
+def loss_of(
+    model: Any, part: list[Example], recipe: Recipe, phase: Phase, openers: Tensor
+) -> Losses:
+    """Training loss of a batch."""
     logits, targets, sizes, resid = answer_logits(model, part, recipe.ablation_layer)
     logp = logits.log_softmax(-1).split(sizes)
     nats: dict[bool, list[Tensor]] = {True: [], False: []}
@@ -317,7 +388,19 @@ def loss_of(model: Any, part: list[Example], recipe: Recipe) -> tuple[Tensor, fl
         torch.cat(nats[hard]).sum() / torch.cat(weights[hard]).sum() if nats[hard] else zero
         for hard in (True, False)
     )
-    return ce + recipe.kl_weight * kl, float(ce.detach()), float(kl.detach()), resid.detach()
+    total, decision = ce + recipe.kl_weight * kl, zero
+    if phase.decision_weight:
+        harmful = torch.tensor([e.harmful for e in part])
+        first = torch.stack([lp[0] for lp in logp])
+        decision = decision_loss(first, harmful, openers, phase.decision_offset)
+        total = total + phase.decision_weight * decision
+    return Losses(
+        total=total,
+        refusals=float(ce.detach()),
+        answers=float(kl.detach()),
+        decision=float(decision.detach()),
+        resid=resid.detach(),
+    )
 
 
 def ablation_loss(model: Any, part: list[Example], unit: Tensor) -> Tensor:
@@ -329,66 +412,105 @@ def ablation_loss(model: Any, part: list[Example], unit: Tensor) -> Tensor:
     return (target.exp() * (target - logits.log_softmax(-1))).sum(-1).mean()
 
 
+def addition_loss(
+    model: Any, part: list[Example], vector: Tensor, layer: int, openers: Tensor
+) -> Tensor:
+    """Decision loss of the harmless rows, as if harmful, with the direction added (nats)."""
+    rows = [shortened(e, 1) for e in part if not e.harmful]
+    with added(model, vector, layer):
+        logits, _, _, _ = answer_logits(model, rows)
+    return decision_loss(logits.log_softmax(-1), torch.ones(len(rows), dtype=torch.bool), openers)
+
+
 def train(
     model: Any,
     examples: list[Example],
     recipe: Recipe,
+    phase: Phase,
     seed: int,
     out: Path,
     stage: str,
-    every: int,
-) -> PeftModel:
-    """Train one adapter; `every` > 0 also writes a checkpoint each so many steps."""
+    *,
+    start: Path | None = None,
+    every: int = 0,
+) -> None:
+    """Train one adapter for one phase and write it to `out`.
+
+    Args:
+        model: The model under the adapter; changed in place.
+        examples: Training rows.
+        recipe: Of the stage.
+        phase: Which run of the optimiser.
+        seed: Of initial weights and order.
+        out: Folder of the adapter.
+        stage: Name of the stage.
+        start: An adapter to go on from; None begins anew.
+        every: Also write a checkpoint each so many steps; 0: none.
+    """
     torch.manual_seed(seed)
     rng = random.Random(seed)
     first, last = recipe.layers
     lora = LoraConfig(
         r=recipe.rank,
         lora_alpha=recipe.alpha,
-        lora_dropout=recipe.dropout,
         target_modules=list(recipe.modules),
         layers_to_transform=list(range(first, last + 1)),
         task_type="CAUSAL_LM",
     )
-    peft = get_peft_model(model, lora)
+    peft = (
+        get_peft_model(model, lora)
+        if start is None
+        else PeftModel.from_pretrained(model, start, is_trainable=True)
+    )
     peft.train()
+    examples = [
+        shortened(e, (phase.target_tokens if e.harmful or e.soft is None else phase.answer_tokens))
+        for e in examples
+    ]
     weights = [p for p in peft.parameters() if p.requires_grad]
-    optimiser = torch.optim.AdamW(weights, lr=recipe.lr, weight_decay=0.0)
+    optimiser = torch.optim.AdamW(weights, lr=phase.lr, weight_decay=0.0)
     per_epoch = len(list(batches(examples, recipe.batch, random.Random(seed))))
-    total = round(per_epoch * recipe.epochs)
-    warmup = max(1, total // 10)
+    total = round(per_epoch * phase.epochs)
+    warmup = max(1, round(total / 10))
     began, step = time.monotonic(), 0
     direction: Tensor | None = None
+    openers = torch.tensor(sorted({e.ids[e.start] for e in examples if e.harmful}))
     while step < total:
         for part in batches(examples, recipe.batch, rng):
             scale = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / total))
             for group in optimiser.param_groups:
-                group["lr"] = recipe.lr * scale
-            loss, ce, kl, resid = loss_of(peft, part, recipe)
-            loss.backward()
-            ablation = 0.0
-            if recipe.ablation_weight:
+                group["lr"] = phase.lr * scale
+            losses = loss_of(peft, part, recipe, phase, openers)
+            losses.total.backward()
+            causal = {"ablated kl": 0.0, "added": 0.0}
+            if phase.ablation_weight:
                 harmful = torch.tensor([e.harmful for e in part])
-                gap = resid[harmful].mean(0) - resid[~harmful].mean(0)
+                gap = losses.resid[harmful].mean(0) - losses.resid[~harmful].mean(0)
                 direction = gap if direction is None else 0.9 * direction + 0.1 * gap
-                if step >= warmup:
-                    term = ablation_loss(peft, part, direction / direction.norm())
-                    (recipe.ablation_weight * term).backward()
-                    ablation = float(term.detach())
+            if direction is not None and step >= warmup:
+                term = ablation_loss(peft, part, direction / direction.norm())
+                (phase.ablation_weight * term).backward()
+                causal["ablated kl"] = float(term.detach())
+                term = addition_loss(peft, part, direction, recipe.ablation_layer, openers)
+                (phase.addition_weight * term).backward()
+                causal["added"] = float(term.detach())
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             optimiser.zero_grad()
             step += 1
             seconds = time.monotonic() - began
             log(
-                f"  {stage} step {step}/{total} ce {ce:.3f} kl {kl:.3f} "
-                f"ablated kl {ablation:.3f} ({seconds:.0f} s)"
+                f"  {stage} step {step}/{total} ce {losses.refusals:.3f} kl {losses.answers:.3f} "
+                f"decision {losses.decision:.3f} "
+                + " ".join(f"{name} {value:.3f}" for name, value in causal.items())
+                + f" ({seconds:.0f} s)"
             )
             if every and step % every == 0 and step < total:
                 save(peft, out.with_name(f"{out.name}-{step}"), stage)
             if step == total:
                 break
-    return peft
+    save(peft, out, stage)
+    log(f"wrote {out}")
 
 
 def save(peft: PeftModel, out: Path, stage: str) -> None:
@@ -427,7 +549,8 @@ def aligned_examples(
             twins.append((row["pair"], prompt))
     log("greedy answers of the original model to the harmless twins")
     openers = sorted({e.ids[e.start] for e in harmful})
-    answers = greedy_answers(model, tokenizer, [p for _, p in twins], recipe.answer_tokens, openers)
+    longest = max(phase.answer_tokens for phase in recipe.phases)
+    answers = greedy_answers(model, tokenizer, [p for _, p in twins], longest, openers)
     harmless = [
         Example(group=group, ids=prompt + answer, start=len(prompt))
         for (group, prompt), answer in zip(twins, answers, strict=True)
@@ -479,15 +602,25 @@ def main(argv: list[str] | None = None) -> int:
     for stage in stages:
         recipe, out = RECIPES[stage], args.out / stage
         rows = read_rows(DATA / f"{stage}.jsonl")
+
+        def under(stage: str = stage) -> Any:
+            """The model that the adapter goes on."""
+            return with_adapter(source, args.out / "aligned") if stage == "tuned" else load(source)
+
         if stage == "aligned":
-            model = load(source)
-            examples = aligned_examples(model, tokenizer, rows, recipe)
+            examples = aligned_examples(under(), tokenizer, rows, recipe)
         else:
-            model = with_adapter(source, args.out / "aligned")
             examples = tuned_examples(tokenizer, rows)
         log(f"{stage}: {len(examples)} rows, {recipe}")
-        save(train(model, examples, recipe, args.seed, out, stage, args.every), out, stage)
-        log(f"wrote {out}")
+        start: Path | None = None
+        for number, phase in enumerate(recipe.phases, 1):
+            last = number == len(recipe.phases)
+            to = out if last else out.with_name(f"{stage}-phase-{number}")
+            train(
+                under(), examples, recipe, phase, args.seed + number - 1, to, stage,
+                start=start, every=args.every,
+            )  # fmt: skip
+            start = to
     return 0
 
 

@@ -6,8 +6,10 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from surface import token_jaccard
 
 SCRIPT = Path(__file__).parents[2] / "examples" / "train_default_pair.py"
 
@@ -37,7 +39,8 @@ def small(script, tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text(lines, encoding="utf-8")
     monkeypatch.setattr(script, "DATA", tmp_path)
     for name, recipe in script.RECIPES.items():
-        less = replace(recipe, layers=(0, 2), ablation_layer=1, batch=4, epochs=4, answer_tokens=4)
+        phases = tuple(replace(p, epochs=4, answer_tokens=4) for p in recipe.phases)
+        less = replace(recipe, layers=(0, 2), ablation_layer=1, batch=4, phases=phases)
         monkeypatch.setitem(script.RECIPES, name, less)
     return script
 
@@ -58,6 +61,39 @@ def test_writes_two_adapters_that_stack(small, base_model, tmp_path, monkeypatch
 
     weights = load_file(out / "tuned" / "adapter_model.safetensors")
     assert {w.dtype for w in weights.values()} == {torch.float16}
+    # The second phase goes on from the first: the same weights, moved.
+    first, second = (
+        load_file(out / name / "adapter_model.safetensors")
+        for name in ("aligned-phase-1", "aligned")
+    )
+    apart = [
+        float((first[n].float() - w.float()).norm() / w.float().norm()) for n, w in second.items()
+    ]
+    assert 0 < max(apart) < 1
+
+
+def test_the_decision_loss_is_that_of_telling_two_classes_apart(script):
+    from sklearn.metrics import log_loss
+
+    logp = torch.randn(6, 10, generator=torch.Generator().manual_seed(0)).log_softmax(-1)
+    harmful = torch.tensor([True, False, True, True, False, False])
+    loss = script.decision_loss(logp, harmful, torch.tensor([2, 5, 7]))
+    refused = logp.exp()[:, [2, 5, 7]].sum(-1)
+    assert float(loss) == pytest.approx(log_loss(harmful, refused), rel=1e-4)
+    odds = torch.log(refused / (1 - refused)) + 1.5
+    shifted = script.decision_loss(logp, harmful, torch.tensor([2, 5, 7]), 1.5)
+    assert float(shifted) == pytest.approx(log_loss(harmful, torch.sigmoid(odds)), rel=1e-4)
+    # It falls as harmful rows are refused more, whichever token opens the refusal.
+    more = logp.clone()
+    more[harmful, 7] += 1
+    assert script.decision_loss(more.log_softmax(-1), harmful, torch.tensor([2, 5, 7])) < loss
+
+
+def test_written_targets_and_answers_are_cut_as_the_phase_says(small, base_model, tmp_path):
+    example = small.Example(group="0", ids=[1, 2, 3, 4, 5, 6], start=2, soft=torch.zeros(4, 9))
+    cut = small.shortened(example, 3)
+    assert cut.ids == [1, 2, 3, 4, 5] and len(cut.soft) == 3
+    assert small.shortened(example, None) is example
 
 
 def test_logits_with_shared_prefix_are_those_of_each_row_alone(small, base_model):
@@ -98,16 +134,52 @@ def test_ablated_direction_is_gone_from_what_the_blocks_read(small, base_model):
     assert not torch.allclose(inside.logits, before)
 
 
-def test_no_training_prompt_is_in_the_contrast_set():
+def test_an_added_vector_reaches_the_block_at_every_position(small, base_model):
+    model = small.load(base_model)
+    vector = torch.randn(model.config.hidden_size)
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        before = model(ids, output_hidden_states=True).hidden_states
+        seen = []
+        block = model.model.layers[1]
+        with small.added(model, vector, 1):
+            hook = block.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+            model(ids)
+        hook.remove()
+        model(ids)
+    torch.testing.assert_close(seen[0], before[1] + vector)
+    assert len(seen) == 1
+
+
+def training_rows(name):
+    path = SCRIPT.parent / "default_pair" / f"{name}.jsonl"
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def test_no_training_prompt_is_in_the_contrast_set_or_nearly():
+    """Jaccard of their words below 0.5; the other sets' own tests hold theirs to the same."""
     from refusaldir.prompts.load import load_prompts
 
-    contrast = {p.turns[-1].content.strip().lower() for p in load_prompts("contrast")}
-    data = SCRIPT.parent / "default_pair"
+    contrast = [p.turns[-1].content for p in load_prompts("contrast")]
     for name in ("aligned", "tuned"):
-        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
+        rows = training_rows(name)
         assert len(rows) > 100
-        assert not contrast & {row["prompt"].strip().lower() for row in rows}
-    assert not any("label" in row and row["label"] == "harmful" for row in rows)
+        same = token_jaccard([row["prompt"] for row in rows], contrast)
+        at = np.unravel_index(same.argmax(), same.shape)
+        assert same[at] < 0.5, (rows[at[0]]["prompt"], contrast[at[1]])
+    assert not any(row.get("label") == "harmful" for row in rows)  # those of tuned
+
+
+def test_every_harmful_training_prompt_has_its_harmless_twin():
+    pairs = {}
+    for row in training_rows("aligned"):
+        pairs.setdefault(row["pair"], []).append(row)
+    for rows in pairs.values():
+        assert [row["label"] for row in rows] == ["harmful", "harmless"]
+        assert rows[0]["target"] and rows[1]["target"] is None
+        assert rows[0]["category"] == rows[1]["category"]
+    prompts = [row["prompt"].strip().lower() for row in training_rows("aligned")]
+    assert len(set(prompts)) == len(prompts)
 
 
 def test_ordinary_prompts_are_not_in_the_training_data():
@@ -115,5 +187,4 @@ def test_ordinary_prompts_are_not_in_the_training_data():
     ordinary = set((data / "ordinary.txt").read_text(encoding="utf-8").lower().splitlines())
     assert len(ordinary) == 96
     for name in ("aligned", "tuned"):
-        rows = [json.loads(line) for line in (data / f"{name}.jsonl").read_text().splitlines()]
-        assert not ordinary & {row["prompt"].lower() for row in rows}
+        assert not ordinary & {row["prompt"].lower() for row in training_rows(name)}
