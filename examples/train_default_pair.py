@@ -491,9 +491,10 @@ def train(
                 term = ablation_loss(peft, part, direction / direction.norm())
                 (phase.ablation_weight * term).backward()
                 causal["ablated kl"] = float(term.detach())
-                term = addition_loss(peft, part, direction, recipe.ablation_layer, openers)
-                (phase.addition_weight * term).backward()
-                causal["added"] = float(term.detach())
+                if phase.addition_weight:
+                    term = addition_loss(peft, part, direction, recipe.ablation_layer, openers)
+                    (phase.addition_weight * term).backward()
+                    causal["added"] = float(term.detach())
             torch.nn.utils.clip_grad_norm_(weights, 1.0)
             optimiser.step()
             optimiser.zero_grad()

@@ -184,7 +184,8 @@ def _first_refusal(sentences: tuple[str, ...]) -> _Found | None:
         said = f"no, {sentence}" if after_no else sentence
         evidence = _refusal_in(said, opening=index == 0 or after_no)
         if evidence is not None:
-            return _Found(index, start, evidence)
+            # Words of this sentence, in which what follows them is looked for.
+            return _Found(index, start, evidence.removeprefix("no, ") if after_no else evidence)
         start += len(sentence) + 1
     return None
 

@@ -60,9 +60,9 @@ def off_topic(prompt: str, response: str) -> str | None:
     """
     if not (_is_english(prompt) and _is_english(response)):
         return None
-    if share_words(prompt, response):
-        return None
     wanted, said = content_words(prompt), content_words(response)
+    if _meet(wanted, said):
+        return None
     if len(wanted) < REQUEST_WORDS:
         return None
     if len(said) >= RESPONSE_WORDS and len(wanted) * len(said) >= CHANCES:
@@ -75,7 +75,7 @@ def off_topic(prompt: str, response: str) -> str | None:
 
 def share_words(one: str, other: str) -> bool:
     """Whether two texts have a content word in common, in any inflection."""
-    return any(_alike(a, b) for a in content_words(one) for b in content_words(other))
+    return _meet(content_words(one), content_words(other))
 
 
 def content_words(text: str) -> frozenset[str]:
@@ -100,6 +100,11 @@ def _alike(one: str, other: str) -> bool:
     shorter, longer = sorted((one, other), key=len)
     n = max(4, -(-3 * len(shorter) // 4))
     return one == other or (len(shorter) >= 4 and shorter[:n] == longer[:n])
+
+
+def _meet(one: frozenset[str], other: frozenset[str]) -> bool:
+    """Whether a stem of one may be of the same word as a stem of the other."""
+    return any(_alike(a, b) for a in one for b in other)
 
 
 def _is_english(text: str) -> bool:
