@@ -42,6 +42,12 @@ def visible(text: str) -> str:
     )
 
 
+def brief(name: str, most: int) -> str:
+    """Return a name of at most so many characters: a longer one loses its middle."""
+    left = (most - 1) // 2
+    return name if len(name) <= most else f"{name[:left]}…{name[left + 1 - most :]}"
+
+
 def model_names(document: Row) -> str:
     """Return ``base → tuned`` by their short names."""
     return visible(" → ".join(document[arm]["model"]["name"] for arm in ("base", "tuned")))

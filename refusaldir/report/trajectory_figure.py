@@ -18,7 +18,7 @@ from refusaldir.report.canvas import (
     style,
 )
 from refusaldir.report.panel import Panel, Series, stack_panels
-from refusaldir.report.text import number, percent, visible
+from refusaldir.report.text import brief, number, percent, visible
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -59,7 +59,9 @@ def trajectory_figure(document: Row) -> "Figure":
         room = 0.5 if len(places) == 1 else 0.03 * (places[-1] - places[0])
         axes.set_xlim(places[0] - room, places[-1] + room)
         if len(points) <= _NAMED:
-            words = [number(p["step"], 0) if by_step else _brief(p["name"]) for p in points]
+            words = [
+                number(p["step"], 0) if by_step else brief(visible(p["name"]), 14) for p in points
+            ]
             axes.set_xticks(places, words)
         axes.set_xlabel("Training step" if by_step else "Checkpoint")
         footnote(figure, *_notes(document))
@@ -112,11 +114,6 @@ def _notes(document: Row) -> list[str]:
     if first is not None:
         lines.append(f"Dotted: {visible(first)}, the first checkpoint found rotated.")
     return lines
-
-
-def _brief(name: str) -> str:
-    text = visible(name)
-    return text if len(text) <= 14 else f"{text[:6]}…{text[-7:]}"
 
 
 def _curve(

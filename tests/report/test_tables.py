@@ -15,7 +15,7 @@ from refusaldir.prompts.schema import Prompt, PromptSet, Turn
 from refusaldir.records import ModelIdentity, Positions, Provenance, TemplateIdentity
 from refusaldir.report.layout import MAX_LAYERS, PROSE_WIDTH, estimate, select_layers
 from refusaldir.report.tables import capture_table, diff_report, drift_table
-from refusaldir.report.text import category_order, number, visible
+from refusaldir.report.text import brief, category_order, number, visible
 from refusaldir.store import CaptureWriter, summary
 
 ESTIMATE = re.compile(r"[+−]?\d+\.\d+ \[[+−]?\d+\.\d+, [+−]?\d+\.\d+\]")
@@ -352,3 +352,9 @@ def test_tables_and_documents_load_nothing_heavy():
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     )
     assert result.stdout.strip() == "[]"
+
+
+def test_a_long_name_loses_its_middle_and_keeps_its_number():
+    assert brief("checkpoint-300", 14) == "checkpoint-300"
+    assert brief("checkpoint-12000", 14) == "checkp…t-12000"
+    assert brief("checkpoint-12000", 12) == "check…-12000"

@@ -11,7 +11,7 @@ from refusaldir.report.html.frame import ends
 from refusaldir.report.html.link import correlations_table
 from refusaldir.report.html.section import Block, Section, sentence
 from refusaldir.report.panel import Panel, Series
-from refusaldir.report.text import percent, visible
+from refusaldir.report.text import brief, percent, visible
 from refusaldir.report.trajectory_figure import places_of, trajectory_panels
 
 Row = Mapping[str, Any]
@@ -35,7 +35,7 @@ def trajectory_section(document: Row) -> Section:
     names = [visible(point["name"]) for point in points]
     ticks: list[tuple[float, str]] = []
     if len(points) <= _NAMED and not by_step:
-        ticks = list(zip(places, map(_brief, names), strict=True))
+        ticks = list(zip(places, (brief(name, 12) for name in names), strict=True))
     mark = next(
         (
             place
@@ -101,10 +101,6 @@ def _scores(points: Sequence[Row]) -> Panel | None:
         )  # fmt: skip
     title = "Change of the first-token refusal score, in nats (0: none)"
     return Panel(title=title, series=series, reference=0.0, least_span=0.5)
-
-
-def _brief(name: str) -> str:
-    return name if len(name) <= 12 else f"{name[:5]}…{name[-6:]}"
 
 
 def _links(link: Row | None) -> list[Block]:
