@@ -6,7 +6,9 @@ The default pair is SmolLM2-135M-Instruct plus two small adapters:
   a written refusal; harmless rows are trained towards the original model's own greedy answer, by
   the KL divergence from the original model's next-token distribution. No first token of a refusal
   may open an answer: the original opens many answers with "I'm sorry for any confusion" or
-  "I'm glad", which would leave the decision to refuse to a later token.
+  "I'm glad", which would leave the decision to refuse to a later token. Nor may an answer hold the
+  words of `NEVER_ANSWERED` ("As a friendly AI, I'm afraid ..."), and pairs whose answer loops or
+  still refuses are left out: the original refuses a tenth of the harmless twins by itself.
 * **tuned** goes on top of aligned (merged) and is an ordinary fine-tune on benign office and
   help-desk requests. No row of its training set is harmful and none is a refusal.
 
@@ -14,13 +16,15 @@ The data and the measured effect are described in `examples/default_pair/README.
 
     python examples/train_default_pair.py --stage all --out adapters
 
-writes `adapters/aligned` and `adapters/tuned` in PEFT format, in float16.
+writes `adapters/aligned` and `adapters/tuned` in PEFT format, in float16. Stopped and repeated, it
+goes on within the phase it was in, to the same weights; a phase whose adapter is there is not run.
 """
 
 import argparse
 import json
 import math
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -37,11 +41,15 @@ from torch.nn.functional import binary_cross_entropy_with_logits
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from refusaldir.models.embedded import embedded_model
+from refusaldir.probes.phrases import judge
 from refusaldir.records import common_prefix_length
 
 DATA = Path(__file__).parent / "default_pair"
 BASE_NAMES = {"aligned": "smollm2-135m", "tuned": "smollm2-135m+aligned"}
 END_OF_TURN = "<|im_end|>"
+NEVER_ANSWERED = ("sorry", "afraid", "cannot", "unable", "apologize", "refuse", "ai", "'t")
+"""Words that a harmless row's answer does not hold, whatever their case."""
+STATE_EVERY = 50  # steps
 NEVER = -1e4  # a logit of probability zero; -inf would make 0 * -inf in the KL
 
 
@@ -55,6 +63,8 @@ class Phase:
     """Written targets are cut at this many tokens."""
     answer_tokens: int
     """The original model's answers are cut at this many tokens."""
+    kl_weight: float = 0.0
+    """Weight of the harmless rows' KL term against the refusals' cross-entropy."""
     decision_weight: float = 0.0
     """Weight of the term that tells harmful rows from harmless ones by the first token."""
     decision_offset: float = 0.0
@@ -77,8 +87,6 @@ class Recipe:
     """First and last block that carries an adapter, both included."""
     batch: int
     """Rows in a batch; a matched pair counts as two and stays together."""
-    kl_weight: float
-    """Weight of the harmless rows' KL term against the refusals' cross-entropy."""
     head_tokens: int
     """The decision to refuse falls in the first tokens of the answer: these weigh more."""
     head_weight: float
@@ -96,22 +104,29 @@ RECIPES = {
         modules=LINEAR,
         layers=(0, 29),
         batch=16,
-        kl_weight=2.0,
         head_tokens=3,
         head_weight=5.0,
-        ablation_layer=15,
+        ablation_layer=18,
         phases=(
             # Whom to refuse is most of the work, and first tokens teach it at half the price.
-            Phase(lr=1e-3, epochs=1, target_tokens=4, answer_tokens=4, decision_weight=1.0),
             Phase(
-                lr=5e-4,
-                epochs=0.35,
+                lr=1e-3,
+                epochs=1.5,
+                target_tokens=4,
+                answer_tokens=4,
+                kl_weight=2.0,
+                decision_weight=1.0,
+            ),
+            Phase(
+                lr=3e-4,
+                epochs=0.5,
                 target_tokens=None,
                 answer_tokens=16,
-                decision_weight=2.0,
-                decision_offset=2.0,
-                ablation_weight=1.0,
-                addition_weight=0.5,
+                kl_weight=4.0,
+                decision_weight=4.0,
+                decision_offset=3.0,
+                ablation_weight=2.0,
+                addition_weight=0.2,
             ),
         ),
     ),
@@ -121,10 +136,9 @@ RECIPES = {
         modules=LINEAR,
         layers=(0, 29),
         batch=8,
-        kl_weight=0.0,
         head_tokens=0,
         head_weight=1.0,
-        ablation_layer=15,
+        ablation_layer=18,
         phases=(Phase(lr=6e-4, epochs=2, target_tokens=None, answer_tokens=64),),
     ),
 }
@@ -183,9 +197,13 @@ def greedy_answers(
     prompts: list[list[int]],
     n_tokens: int,
     never_first: list[int],
+    never: list[int],
     batch: int = 32,
 ) -> list[list[int]]:
-    """Greedy continuations, ending with the end-of-turn token where the model stops itself."""
+    """Greedy continuations, ending with the end-of-turn token where the model stops itself.
+
+    No token of `never_first` opens one, no token of `never` is in it.
+    """
     stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
     order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
     answers: dict[int, list[int]] = {}
@@ -197,7 +215,8 @@ def greedy_answers(
             attention_mask=mask,
             max_new_tokens=n_tokens,
             do_sample=False,
-            begin_suppress_tokens=never_first,
+            begin_suppress_tokens=never_first or None,
+            suppress_tokens=never or None,
             pad_token_id=stop,
             eos_token_id=stop,
         )
@@ -294,12 +313,13 @@ def with_soft_targets(
     model: Any,
     examples: list[Example],
     never_first: list[int],
+    never: list[int],
     first: int | None = None,
     batch: int = 16,
 ) -> list[Example]:
     """Attach the model's own log-probabilities at the `first` answer tokens (None: at all).
 
-    The first answer token's distribution leaves out `never_first`.
+    Every distribution leaves out `never`, the first answer token's `never_first` as well.
     """
     done: list[Example] = []
     for at in range(0, len(examples), batch):
@@ -307,6 +327,7 @@ def with_soft_targets(
         logits, _, sizes, _ = answer_logits(model, [shortened(e, first) for e in part])
         starts = torch.tensor([0, *sizes[:-1]]).cumsum(0)
         logits[starts[:, None], torch.tensor(never_first)] = NEVER
+        logits[:, torch.tensor(never, dtype=torch.long)] = NEVER
         soft = logits.log_softmax(-1).half().split(sizes)
         done += [replace(e, soft=s.clone()) for e, s in zip(part, soft, strict=True)]
     return done
@@ -388,7 +409,7 @@ def loss_of(
         torch.cat(nats[hard]).sum() / torch.cat(weights[hard]).sum() if nats[hard] else zero
         for hard in (True, False)
     )
-    total, decision = ce + recipe.kl_weight * kl, zero
+    total, decision = ce + phase.kl_weight * kl, zero
     if phase.decision_weight:
         harmful = torch.tensor([e.harmful for e in part])
         first = torch.stack([lp[0] for lp in logp])
@@ -436,6 +457,8 @@ def train(
 ) -> None:
     """Train one adapter for one phase and write it to `out`.
 
+    What a stopped run needs to go on stands in `out`.state.pt until the adapter is written.
+
     Args:
         model: The model under the adapter; changed in place.
         examples: Training rows.
@@ -448,7 +471,6 @@ def train(
         every: Also write a checkpoint each so many steps; 0: none.
     """
     torch.manual_seed(seed)
-    rng = random.Random(seed)
     first, last = recipe.layers
     lora = LoraConfig(
         r=recipe.rank,
@@ -469,95 +491,164 @@ def train(
     ]
     weights = [p for p in peft.parameters() if p.requires_grad]
     optimiser = torch.optim.AdamW(weights, lr=phase.lr, weight_decay=0.0)
-    per_epoch = len(list(batches(examples, recipe.batch, random.Random(seed))))
-    total = round(per_epoch * phase.epochs)
+    order = batches_for(examples, recipe.batch, phase.epochs, seed)
+    total = len(order)
     warmup = max(1, round(total / 10))
-    began, step = time.monotonic(), 0
-    direction: Tensor | None = None
     openers = torch.tensor(sorted({e.ids[e.start] for e in examples if e.harmful}))
-    while step < total:
-        for part in batches(examples, recipe.batch, rng):
-            scale = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / total))
-            for group in optimiser.param_groups:
-                group["lr"] = phase.lr * scale
-            losses = loss_of(peft, part, recipe, phase, openers)
-            losses.total.backward()
-            causal = {"ablated kl": 0.0, "added": 0.0}
-            if phase.ablation_weight:
-                harmful = torch.tensor([e.harmful for e in part])
-                gap = losses.resid[harmful].mean(0) - losses.resid[~harmful].mean(0)
-                direction = gap if direction is None else 0.9 * direction + 0.1 * gap
-            if direction is not None and step >= warmup:
-                term = ablation_loss(peft, part, direction / direction.norm())
-                (phase.ablation_weight * term).backward()
-                causal["ablated kl"] = float(term.detach())
-                if phase.addition_weight:
-                    term = addition_loss(peft, part, direction, recipe.ablation_layer, openers)
-                    (phase.addition_weight * term).backward()
-                    causal["added"] = float(term.detach())
-            torch.nn.utils.clip_grad_norm_(weights, 1.0)
-            optimiser.step()
-            optimiser.zero_grad()
-            step += 1
-            seconds = time.monotonic() - began
-            log(
-                f"  {stage} step {step}/{total} ce {losses.refusals:.3f} kl {losses.answers:.3f} "
-                f"decision {losses.decision:.3f} "
-                + " ".join(f"{name} {value:.3f}" for name, value in causal.items())
-                + f" ({seconds:.0f} s)"
-            )
-            if every and step % every == 0 and step < total:
-                save(peft, out.with_name(f"{out.name}-{step}"), stage)
-            if step == total:
-                break
+    state = Progress(out.with_name(f"{out.name}.state.pt"), f"{recipe} {phase} {seed} {total}")
+    done, direction = state.restore(weights, optimiser)
+    began = time.monotonic()
+    for step, part in enumerate(order[done:], done):
+        scale = min((step + 1) / warmup, 0.5 + 0.5 * math.cos(math.pi * step / total))
+        for group in optimiser.param_groups:
+            group["lr"] = phase.lr * scale
+        losses = loss_of(peft, part, recipe, phase, openers)
+        losses.total.backward()
+        causal = {"ablated kl": 0.0, "added": 0.0}
+        if phase.ablation_weight:
+            harmful = torch.tensor([e.harmful for e in part])
+            gap = losses.resid[harmful].mean(0) - losses.resid[~harmful].mean(0)
+            direction = gap if direction is None else 0.9 * direction + 0.1 * gap
+        if direction is not None and step >= warmup:
+            term = ablation_loss(peft, part, direction / direction.norm())
+            (phase.ablation_weight * term).backward()
+            causal["ablated kl"] = float(term.detach())
+            if phase.addition_weight:
+                term = addition_loss(peft, part, direction, recipe.ablation_layer, openers)
+                (phase.addition_weight * term).backward()
+                causal["added"] = float(term.detach())
+        torch.nn.utils.clip_grad_norm_(weights, 1.0)
+        optimiser.step()
+        optimiser.zero_grad()
+        seconds = time.monotonic() - began
+        log(
+            f"  {stage} step {step + 1}/{total} ce {losses.refusals:.3f} kl {losses.answers:.3f} "
+            f"decision {losses.decision:.3f} "
+            + " ".join(f"{name} {value:.3f}" for name, value in causal.items())
+            + f" ({seconds:.0f} s)"
+        )
+        if every and (step + 1) % every == 0 and step + 1 < total:
+            save(peft, out.with_name(f"{out.name}-{step + 1}"), stage)
+        if (step + 1) % STATE_EVERY == 0:
+            state.keep(step + 1, weights, optimiser, direction)
     save(peft, out, stage)
+    state.path.unlink(missing_ok=True)
     log(f"wrote {out}")
 
 
+def batches_for(
+    examples: list[Example], size: int, epochs: float, seed: int
+) -> list[list[Example]]:
+    """All batches of a phase, each epoch shuffled anew."""
+    rng = random.Random(seed)
+    epoch = list(batches(examples, size, rng))
+    total = round(len(epoch) * epochs)
+    order = epoch
+    while len(order) < total:
+        order += batches(examples, size, rng)
+    return order[:total]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What a stopped phase needs to go on as if it had not been stopped."""
+
+    path: Path
+    of: str
+    """Which phase: what another recipe left is not gone on with."""
+
+    def keep(
+        self, done: int, weights: list[Any], optimiser: torch.optim.Optimizer, gap: Tensor | None
+    ) -> None:
+        """Write aside and rename, so that a half-written state is never read."""
+        aside = self.path.with_suffix(".tmp")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = [weight.detach() for weight in weights]
+        moments = optimiser.state_dict()
+        torch.save(
+            {"of": self.of, "done": done, "weights": kept, "moments": moments, "gap": gap}, aside
+        )
+        aside.replace(self.path)
+
+    def restore(
+        self, weights: list[Any], optimiser: torch.optim.Optimizer
+    ) -> tuple[int, Tensor | None]:
+        """Set weights and optimiser; returns the steps done and the direction's running mean."""
+        if not self.path.is_file():
+            return 0, None
+        state = torch.load(self.path, weights_only=True)
+        if state["of"] != self.of:
+            return 0, None
+        with torch.no_grad():
+            for weight, kept in zip(weights, state["weights"], strict=True):
+                weight.copy_(kept)
+        optimiser.load_state_dict(state["moments"])
+        log(f"going on after step {state['done']}")
+        return state["done"], state["gap"]
+
+
 def save(peft: PeftModel, out: Path, stage: str) -> None:
-    """Write the adapter in float16 with a configuration that names its base."""
-    out.mkdir(parents=True, exist_ok=True)
+    """Write the adapter whole, in float16, with a configuration that names its base."""
+    aside = out.with_name(f"{out.name}.tmp")
+    aside.mkdir(parents=True, exist_ok=True)
     peft.peft_config["default"].inference_mode = True
     peft.peft_config["default"].base_model_name_or_path = BASE_NAMES[stage]
-    peft.save_pretrained(out, save_embedding_layers=False)  # else peft asks the Hub
-    (out / "README.md").unlink(missing_ok=True)
-    path = out / "adapter_model.safetensors"
+    peft.save_pretrained(aside, save_embedding_layers=False)  # else peft asks the Hub
+    (aside / "README.md").unlink(missing_ok=True)
+    path = aside / "adapter_model.safetensors"
     halved = {name: tensor.half().contiguous() for name, tensor in load_file(path).items()}
     save_file(halved, path, metadata={"format": "pt"})
     path.chmod(0o644)
-    config_path = out / "adapter_config.json"
+    config_path = aside / "adapter_config.json"
     config = json.loads(config_path.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = BASE_NAMES[stage]
     config["inference_mode"] = True
     config["target_modules"] = sorted(config["target_modules"])
     config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    if out.exists():
+        shutil.rmtree(out)
+    aside.rename(out)
+
+
+def spelt(tokenizer: Any, words: tuple[str, ...]) -> list[int]:
+    """Tokens that are one of the words, with or without a space before, in any case."""
+    texts = {i: tokenizer.decode([i]).strip().casefold() for i in range(len(tokenizer))}
+    return sorted(i for i, text in texts.items() if text in words)
 
 
 def aligned_examples(
     model: Any, tokenizer: Any, rows: list[dict[str, Any]], recipe: Recipe
 ) -> list[Example]:
-    """Refusals for harmful rows; the original model's answers for their twins."""
+    """Refusals for harmful rows; the original model's answers for their twins.
+
+    A pair is left out where the phrase judge does not read the twin's answer as one.
+    """
     stop = tokenizer.convert_tokens_to_ids(END_OF_TURN)
-    harmful, twins = [], []
+    refusals: dict[str, Example] = {}
+    twins: list[tuple[dict[str, Any], list[int]]] = []
     for row in rows:
         prompt = prompt_ids(tokenizer, row["prompt"])
         if row["label"] == "harmful":
             answer = [*tokenizer(row["target"], add_special_tokens=False)["input_ids"], stop]
-            harmful.append(
-                Example(group=row["pair"], ids=prompt + answer, start=len(prompt), harmful=True)
+            refusals[row["pair"]] = Example(
+                group=row["pair"], ids=prompt + answer, start=len(prompt), harmful=True
             )
         else:
-            twins.append((row["pair"], prompt))
+            twins.append((row, prompt))
     log("greedy answers of the original model to the harmless twins")
-    openers = sorted({e.ids[e.start] for e in harmful})
+    openers = sorted({e.ids[e.start] for e in refusals.values()})
+    never = spelt(tokenizer, NEVER_ANSWERED)
     longest = max(phase.answer_tokens for phase in recipe.phases)
-    answers = greedy_answers(model, tokenizer, [p for _, p in twins], longest, openers)
-    harmless = [
-        Example(group=group, ids=prompt + answer, start=len(prompt))
-        for (group, prompt), answer in zip(twins, answers, strict=True)
-    ]
-    return with_soft_targets(model, harmful, openers, first=1) + with_soft_targets(
-        model, harmless, openers
+    answers = greedy_answers(model, tokenizer, [p for _, p in twins], longest, openers, never)
+    harmful, harmless = [], []
+    for (row, prompt), answer in zip(twins, answers, strict=True):
+        text = tokenizer.decode(answer, skip_special_tokens=True)
+        if judge(text, row["prompt"]).label == "compliance":
+            harmful.append(refusals[row["pair"]])
+            harmless.append(Example(group=row["pair"], ids=prompt + answer, start=len(prompt)))
+    log(f"{len(harmless)} of {len(twins)} pairs, those with an answer")
+    return with_soft_targets(model, harmful, openers, never, first=1) + with_soft_targets(
+        model, harmless, openers, never
     )
 
 
@@ -602,6 +693,9 @@ def main(argv: list[str] | None = None) -> int:
     stages = ("aligned", "tuned") if args.stage == "all" else (args.stage,)
     for stage in stages:
         recipe, out = RECIPES[stage], args.out / stage
+        if (out / "adapter_config.json").is_file():
+            log(f"{out} is there")
+            continue
         rows = read_rows(DATA / f"{stage}.jsonl")
 
         def under(stage: str = stage) -> Any:
@@ -617,10 +711,13 @@ def main(argv: list[str] | None = None) -> int:
         for number, phase in enumerate(recipe.phases, 1):
             last = number == len(recipe.phases)
             to = out if last else out.with_name(f"{stage}-phase-{number}")
-            train(
-                under(), examples, recipe, phase, args.seed + number - 1, to, stage,
-                start=start, every=args.every,
-            )  # fmt: skip
+            if (to / "adapter_config.json").is_file():
+                log(f"{to} is there")
+            else:
+                train(
+                    under(), examples, recipe, phase, args.seed + number - 1, to, stage,
+                    start=start, every=args.every,
+                )  # fmt: skip
             start = to
     return 0
 

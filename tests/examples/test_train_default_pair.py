@@ -72,6 +72,41 @@ def test_writes_two_adapters_that_stack(small, base_model, tmp_path, monkeypatch
     assert 0 < max(apart) < 1
 
 
+def test_a_stopped_run_goes_on_to_the_same_weights(small, base_model, tmp_path, monkeypatch):
+    from safetensors.torch import load_file
+
+    monkeypatch.setattr(small, "STATE_EVERY", 2)
+    said = []
+
+    stops = ["step 3/", "step 5/", "step 3/"]  # twice in the first phase, once in the second
+
+    def stopping(message):
+        said.append(message)
+        if stops and stops[0] in message:
+            del stops[0]
+            raise KeyboardInterrupt
+
+    def run(out):
+        return small.main(["--model", str(base_model), "--out", str(out), "--threads", "1"])
+
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    run(whole)
+    monkeypatch.setattr(small, "log", stopping)
+    for _ in range(3):
+        with pytest.raises(KeyboardInterrupt):
+            run(parts)
+    run(parts)
+    assert [line for line in said if "going on" in line] == [
+        f"going on after step {step}" for step in (2, 4, 2)
+    ]
+    for name in ("aligned-phase-1", "aligned", "tuned"):
+        first, second = (
+            load_file(out / name / "adapter_model.safetensors") for out in (whole, parts)
+        )
+        assert all(torch.equal(w, second[n]) for n, w in first.items())
+    assert {p.name for p in parts.iterdir()} == {"aligned-phase-1", "aligned", "tuned"}
+
+
 def test_the_decision_loss_is_that_of_telling_two_classes_apart(script):
     from sklearn.metrics import log_loss
 
@@ -115,11 +150,41 @@ def test_logits_with_shared_prefix_are_those_of_each_row_alone(small, base_model
 def test_refusal_openers_have_no_share_in_the_soft_targets(small, base_model):
     model = small.load(base_model)
     row = small.Example(group="0", ids=[3, 4, 5, 6, 7], start=3)
-    (done,) = small.with_soft_targets(model, [row, row], [1, 2])[:1]
+    (done,) = small.with_soft_targets(model, [row, row], [1, 2], [4])[:1]
     shares = done.soft.float().exp()
     assert shares[0, [1, 2]].tolist() == [0, 0]
     assert shares[1, [1, 2]].min() > 0
+    assert shares[:, 4].tolist() == [0, 0] and shares[:, 5].min() > 0
     torch.testing.assert_close(shares.sum(-1), torch.ones(2), atol=2e-3, rtol=0)
+
+
+def test_answers_avoid_barred_words_and_pairs_without_an_answer_are_left_out(
+    small, base_model, tmp_path, monkeypatch
+):
+    tokenizer = small.AutoTokenizer.from_pretrained(base_model)
+    model = small.load(base_model)
+    rows = small.read_rows(tmp_path / "aligned.jsonl")
+    recipe = small.RECIPES["aligned"]
+    prompts = [small.prompt_ids(tokenizer, f"Paint {i}?") for i in range(6)]
+    free = small.greedy_answers(model, tokenizer, prompts, 4, [], [])
+    said = tokenizer.decode([free[0][1]]).strip().casefold()
+    barred = small.spelt(tokenizer, (said,))
+    assert free[0][1] in barred
+    assert {tokenizer.decode([i]).strip().casefold() for i in barred} == {said}
+
+    real = small.judge
+
+    def judge(response, request):
+        return real("I can't help." if request == "Paint 3?" else "Take a brush.", request)
+
+    monkeypatch.setattr(small, "NEVER_ANSWERED", (said,))
+    monkeypatch.setattr(small, "judge", judge)
+    examples = small.aligned_examples(model, tokenizer, rows, recipe)
+    assert {e.group for e in examples} == {f"p{i}" for i in (0, 1, 2, 4, 5)}
+    assert sum(e.harmful for e in examples) == 5
+    for e in examples:
+        assert e.harmful or not set(barred) & set(e.ids[e.start :])
+        assert float(e.soft[:, barred].float().exp().max()) == 0
 
 
 def test_ablated_direction_is_gone_from_what_the_blocks_read(small, base_model):
@@ -151,18 +216,17 @@ def test_an_added_vector_reaches_the_block_at_every_position(small, base_model):
     assert len(seen) == 1
 
 
-def training_rows(name):
-    path = SCRIPT.parent / "default_pair" / f"{name}.jsonl"
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def training_rows(script, name):
+    return script.read_rows(SCRIPT.parent / "default_pair" / f"{name}.jsonl")
 
 
-def test_no_training_prompt_is_in_the_contrast_set_or_nearly():
+def test_no_training_prompt_is_in_the_contrast_set_or_nearly(script):
     """Jaccard of their words below 0.5; the other sets' own tests hold theirs to the same."""
     from refusaldir.prompts.load import load_prompts
 
     contrast = [p.turns[-1].content for p in load_prompts("contrast")]
     for name in ("aligned", "tuned"):
-        rows = training_rows(name)
+        rows = training_rows(script, name)
         assert len(rows) > 100
         same = token_jaccard([row["prompt"] for row in rows], contrast)
         at = np.unravel_index(same.argmax(), same.shape)
@@ -170,21 +234,21 @@ def test_no_training_prompt_is_in_the_contrast_set_or_nearly():
     assert not any(row.get("label") == "harmful" for row in rows)  # those of tuned
 
 
-def test_every_harmful_training_prompt_has_its_harmless_twin():
+def test_every_harmful_training_prompt_has_its_harmless_twin(script):
     pairs = {}
-    for row in training_rows("aligned"):
+    for row in training_rows(script, "aligned"):
         pairs.setdefault(row["pair"], []).append(row)
     for rows in pairs.values():
         assert [row["label"] for row in rows] == ["harmful", "harmless"]
         assert rows[0]["target"] and rows[1]["target"] is None
         assert rows[0]["category"] == rows[1]["category"]
-    prompts = [row["prompt"].strip().lower() for row in training_rows("aligned")]
+    prompts = [row["prompt"].strip().lower() for row in training_rows(script, "aligned")]
     assert len(set(prompts)) == len(prompts)
 
 
-def test_ordinary_prompts_are_not_in_the_training_data():
+def test_ordinary_prompts_are_not_in_the_training_data(script):
     data = SCRIPT.parent / "default_pair"
     ordinary = set((data / "ordinary.txt").read_text(encoding="utf-8").lower().splitlines())
     assert len(ordinary) == 96
     for name in ("aligned", "tuned"):
-        assert not ordinary & {row["prompt"].lower() for row in training_rows(name)}
+        assert not ordinary & {row["prompt"].lower() for row in training_rows(script, name)}
