@@ -27,7 +27,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -226,6 +226,17 @@ def greedy_answers(
     return [answers[i] for i in range(len(prompts))]
 
 
+def on_input(change: Callable[[Tensor], Tensor]) -> Callable[[Any, Any, Any], Any]:
+    """A pre-hook that changes what a block reads, given by position or by name."""
+
+    def before(_: Any, args: Any, kwargs: Any) -> Any:
+        if args:
+            return (change(args[0]), *args[1:]), kwargs
+        return args, {**kwargs, "hidden_states": change(kwargs["hidden_states"])}
+
+    return before
+
+
 @contextmanager
 def ablated(model: Any, unit: Tensor) -> Iterator[None]:
     """Remove a unit direction from every block input, attention output and MLP output."""
@@ -234,18 +245,13 @@ def ablated(model: Any, unit: Tensor) -> Iterator[None]:
         u = unit.to(x.dtype)
         return x - (x @ u)[..., None] * u
 
-    def before(_: Any, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (project(args[0]), *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": project(kwargs["hidden_states"])}
-
     def after(_: Any, __: Any, out: Any) -> Any:
         return (project(out[0]), *out[1:]) if isinstance(out, tuple) else project(out)
 
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
     handles = []
     for block in inner.model.layers:
-        handles.append(block.register_forward_pre_hook(before, with_kwargs=True))
+        handles.append(block.register_forward_pre_hook(on_input(project), with_kwargs=True))
         handles.append(block.self_attn.register_forward_hook(after))
         handles.append(block.mlp.register_forward_hook(after))
     try:
@@ -258,14 +264,9 @@ def ablated(model: Any, unit: Tensor) -> Iterator[None]:
 @contextmanager
 def added(model: Any, vector: Tensor, layer: int) -> Iterator[None]:
     """Add a vector to the input of one block at every position."""
-
-    def before(_: Any, args: Any, kwargs: Any) -> Any:
-        if args:
-            return (args[0] + vector, *args[1:]), kwargs
-        return args, {**kwargs, "hidden_states": kwargs["hidden_states"] + vector}
-
     inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    handle = inner.model.layers[layer].register_forward_pre_hook(before, with_kwargs=True)
+    hook = on_input(lambda x: x + vector)
+    handle = inner.model.layers[layer].register_forward_pre_hook(hook, with_kwargs=True)
     try:
         yield
     finally:

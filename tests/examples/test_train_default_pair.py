@@ -77,7 +77,6 @@ def test_a_stopped_run_goes_on_to_the_same_weights(small, base_model, tmp_path, 
 
     monkeypatch.setattr(small, "STATE_EVERY", 2)
     said = []
-
     stops = ["step 3/", "step 5/", "step 3/"]  # twice in the first phase, once in the second
 
     def stopping(message):
